@@ -1,0 +1,166 @@
+"""Ray Train V2 around train(): the same ranks and run folder, on a cluster.
+
+Enters: a configuration, in a process that can reach a Ray cluster.  Leaves: the run's exit code.
+Promises: our checkpoint is the truth, not Ray's: a restarted or resubmitted job goes on where the
+run folder stands.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dist_lm.config_files import LoadedConfig
+from dist_lm.deepspeed_config import load_run
+from dist_lm.disk import disk_errors, write_json
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, DistLMError, EnvironmentFault
+from dist_lm.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+# Ray's own values cost over a minute a fault.
+DEFAULT_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # Equal lines of several ranks are news, not noise.
+    "RAY_DEDUP_LOGS": "0",
+}
+COLLECTIVE_TIMEOUT_S = 600
+
+
+def run_on_ray(path: Path, overrides: list[str], *, num_workers: int | None, max_restarts: int) -> int:
+    """Driver: start the workers, wait for the end; returns the exit code."""
+    loaded = load_run(path, overrides)
+    run_dir = loaded.config.run.dir
+    if not run_dir.is_absolute():
+        raise ConfigError(
+            f"run.dir `{run_dir}` is relative",
+            where=str(path),
+            why="A Ray job runs in a temporary copy of the working directory, which goes with the job.",
+            do="Give an absolute path that every node reaches, such as run.dir=/shared/runs/x.",
+        )
+    for name, value in DEFAULT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # Relative paths of a recipe count from the working directory, in workers too.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    import ray
+
+    if not ray.is_initialized():
+        # Inside a job RAY_ADDRESS names the cluster; elsewhere the cluster on this machine is meant.
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
+    use_gpu, workers = _choose_workers(ray.cluster_resources(), num_workers)
+    # A fresh name each launch: a torn snapshot of Ray's own can then never block a start.
+    name = f"{run_dir.name}-{time.time_ns()}"
+    storage = RunDir(run_dir).logs / "ray"
+    with disk_errors(storage):
+        storage.mkdir(parents=True, exist_ok=True)
+    final_errors = storage / f"{name}-errors"
+    final_errors.mkdir()
+    settings = {"path": str(path), "overrides": overrides, "cpu": not use_gpu, "final_errors": str(final_errors)}
+    crash = _fit(settings, name=name, storage=storage, use_gpu=use_gpu, workers=workers, max_restarts=max_restarts)
+    told_by = sorted(final_errors.iterdir())
+    if told_by:
+        told = json.loads(told_by[0].read_text())
+        print(told["message"], file=sys.stderr, flush=True)
+        return int(told["exit_code"])
+    if crash is not None:
+        print(
+            f"error[crash] {str(crash).splitlines()[0]}\n  tracebacks: {RunDir(run_dir).errors}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_CRASH
+    return EXIT_DONE
+
+
+def _choose_workers(resources: dict[str, float], asked: int | None) -> tuple[bool, int]:
+    """Whether workers have GPUs, and how many workers there are."""
+    use_gpu = resources.get("GPU", 0) > 0
+    workers = asked or int(resources.get("GPU" if use_gpu else "CPU", 0))
+    if workers < 1:
+        raise EnvironmentFault(
+            "the Ray cluster offers neither a GPU nor a CPU",
+            why=f"Its resources: {resources}",
+            do="Add worker nodes, or give --workers N where they come later.",
+        )
+    return use_gpu, workers
+
+
+def _fit(
+    settings: dict[str, Any], *, name: str, storage: Path, use_gpu: bool, workers: int, max_restarts: int
+) -> Exception | None:
+    """Train on the workers; returns what Ray gave up with."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_restarts),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        return error
+    return None
+
+
+def train_on_worker(settings: dict[str, Any]) -> None:
+    """Runs on each worker, in Ray's training thread.
+
+    Ray starts the group again after any exception.  Where that cannot help, each rank leaves its
+    error in a file for the driver, and the workers end as if they were done.
+    """
+    final_errors = Path(settings["final_errors"])
+    if any(final_errors.iterdir()):
+        return
+    if settings["cpu"]:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from dist_lm.worker import prepare_environment, report_failure, speak
+
+    prepare_environment()
+    rank = int(os.environ["RANK"])
+    speak(rank)
+    loaded = load_run(Path(settings["path"]), settings["overrides"])
+    try:
+        _train(loaded, cpu=settings["cpu"])
+    except DistLMError as error:
+        from dist_lm.ranks import disconnect
+
+        # The driver tells errors that end the run.
+        report_failure(loaded, rank, str(error), tell=error.restart_helps)
+        if error.restart_helps:
+            raise
+        write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})
+        # Peers that do not know of this error see the connection end, and Ray restarts the group.
+        disconnect()
+    except Exception as error:
+        report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
+        raise
+
+
+def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
+    from dist_lm import ops
+    from dist_lm.ranks import Ranks
+    from dist_lm.stop import StopFlag
+    from dist_lm.train import train
+    from dist_lm.worker import summary
+
+    if cpu:
+        ops.build_cpu_op()
+    ranks = Ranks.connect()
+    outcome = train(loaded, ranks, stop=StopFlag(), launcher="ray")
+    if ranks.is_first:
+        log.info("%s", summary(loaded, outcome))

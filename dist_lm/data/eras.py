@@ -1,0 +1,127 @@
+"""The eras that a rank is reading: blocks in, rows at any positions out.
+
+Enters: an Order, a ShardReader, the lanes that this rank reads.  Leaves: Rows at given positions.
+Promises: reads an era at most once while positions only grow, and holds one era for each lane:
+
+    lanes of this rank x (era + 2 x block_rows) x (bytes of a row + 24),
+
+with min(era, rows of a lane) for era.  The lanes of a rank are lanes / gcd(lanes, global_rows,
+world_size), so it holds fewest where the world size divides both lanes and the global batch.
+
+The rows of all lanes lie in one array for each column, so that a batch is gathered by one `take` a
+column, however many lanes it comes from.  Blocks are kept whole: a row's partner stands in its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_lm.data.order import Ints, Order, partner_rows
+from dist_lm.data.rows import PARTNER_PREFIX, Rows
+from dist_lm.data.shards import ShardReader
+
+_NOTHING = -1
+
+
+class Eras:
+    """One era of each lane in memory."""
+
+    def __init__(
+        self, order: Order, reader: ShardReader, lanes: Sequence[int], partner_columns: Sequence[str] = ()
+    ) -> None:
+        manifest = reader.manifest
+        self._order = order
+        self._reader = reader
+        self._partner_columns = [manifest.column(name).name for name in partner_columns]
+        self._shard_start = np.concatenate([[0], np.cumsum(manifest.shard_rows)])
+        # The region of a lane: its rows, and the order in which the stream wants them.
+        self._region = np.full(order.lanes, _NOTHING, dtype=np.int64)
+        self._region[list(lanes)] = np.arange(len(lanes))
+        lane_rows = -(-order.num_rows // order.lanes)
+        self._era_rows = min(order.era, lane_rows)
+        largest_block = min(manifest.block_rows, max(manifest.shard_rows))
+        self._region_rows = self._era_rows + 2 * (largest_block - 1)
+        pool_rows = len(lanes) * self._region_rows
+        self._pool: dict[str, NDArray[Any]] = {
+            column.name: np.empty((pool_rows, *column.shape), column.numpy_dtype.newbyteorder("="))
+            for column in manifest.columns
+        }
+        self._sample_id = np.empty(pool_rows, dtype=np.uint64)
+        self._partner = np.empty(pool_rows if partner_columns else 0, dtype=np.int64)
+        self._wanted = np.empty((len(lanes), self._era_rows), dtype=np.int64)
+        # One more than fits, as the first era of a lane is cut short.
+        self._eras_an_epoch = lane_rows // order.era + 2
+        self._loaded = np.full(len(lanes), _NOTHING, dtype=np.int64)
+
+    def rows_at(self, positions: Ints) -> Rows:
+        """The rows at increasing positions, all in lanes of this rank."""
+        place = self._order.place(positions)
+        region = self._region[place.lane]
+        # Numbers the eras of a lane through all epochs.
+        era = place.epoch * self._eras_an_epoch + place.era
+        columns = {name: np.empty((len(positions), *x.shape[1:]), x.dtype) for name, x in self._pool.items()}
+        for name in self._partner_columns:
+            columns[PARTNER_PREFIX + name] = np.empty_like(columns[name])
+        sample_id = np.empty(len(positions), dtype=np.uint64)
+        missing = np.arange(len(positions))
+        while missing.size:
+            here = self._loaded[region[missing]] == era[missing]
+            ready, missing = missing[here], missing[~here]
+            wanted = self._wanted[region[ready], place.offset[ready]]
+            self._gather(wanted, ready, columns, sample_id)
+            # One era of a lane at a time: what the batch wants of the present one is out already.
+            _, first = np.unique(region[missing], return_index=True)
+            for at in missing[first]:
+                self._load(int(place.epoch[at]), int(place.lane[at]), int(place.era[at]))
+                self._loaded[region[at]] = era[at]
+        return Rows(columns, sample_id, place.epoch, np.ones(len(positions), dtype=np.bool_))
+
+    def _gather(self, wanted: Ints, to: Ints, columns: dict[str, NDArray[Any]], sample_id: NDArray[np.uint64]) -> None:
+        sources = [(name, self._pool[name], wanted) for name in self._pool]
+        if self._partner_columns:
+            partner = self._partner[wanted]
+            sources += [(PARTNER_PREFIX + name, self._pool[name], partner) for name in self._partner_columns]
+        sample_id[to] = self._sample_id[wanted]
+        for name, pool, which in sources:
+            if len(to) == len(sample_id):
+                # All rows at once, as nearly always: no copy in between.  "clip" spares a buffer.
+                np.take(pool, which, axis=0, out=columns[name], mode="clip")
+            else:
+                columns[name][to] = pool[which]
+
+    def _load(self, epoch: int, lane: int, era: int) -> None:
+        """Replace the era of a lane."""
+        manifest, region = self._reader.manifest, int(self._region[lane])
+        self._loaded[region] = _NOTHING
+        at = region * self._region_rows
+        wanted = []
+        for shard, lo, hi in self._order.era_ranges(epoch, lane, era):
+            first_block, end_block = lo // manifest.block_rows, -(-hi // manifest.block_rows)
+            first_row = first_block * manifest.block_rows
+            begin = at
+            for block in self._reader.blocks(shard, first_block, end_block):
+                rows = len(next(iter(block.values())))
+                for name, array in block.items():
+                    self._pool[name][at : at + rows] = array
+                at += rows
+            self._identify(begin, at, shard, first_row, epoch)
+            wanted.append(np.arange(begin + lo - first_row, begin + hi - first_row))
+        reading_order = np.concatenate(wanted)
+        self._wanted[region, : len(reading_order)] = reading_order[self._order.era_permutation(epoch, lane, era)]
+
+    def _identify(self, begin: int, end: int, shard: int, first_row: int, epoch: int) -> None:
+        """Note for whole blocks of one shard, just read, which rows they are and who their partners are."""
+        manifest = self._reader.manifest
+        rows = np.arange(first_row, first_row + end - begin)
+        sample_id = (self._shard_start[shard] + rows).astype(np.uint64)
+        self._sample_id[begin:end] = sample_id
+        if self._partner_columns:
+            row = rows % manifest.block_rows
+            block_start = rows - row
+            block_rows = np.minimum(manifest.block_rows, manifest.shards[shard].rows - block_start)
+            partner = partner_rows(row, block_rows, seed=self._order.seed, epoch=epoch, sample_id=sample_id)
+            self._partner[begin:end] = begin - first_row + block_start + partner

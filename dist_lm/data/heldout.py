@@ -1,0 +1,106 @@
+"""The rows of evaluation: every row exactly once, spread over the ranks.
+
+Enters: a data set folder, and which rank of how many asks.  Leaves: micro-batches of Rows, in the
+order of the data set.  Promises: all ranks together see each row exactly once; every rank yields the
+same number of micro-batches of the same size, filled up with rows that are not real; the second pass
+equals the first.  Memory: one block and two micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.order import partner_rows
+from dist_lm.data.rows import PARTNER_PREFIX, Rows, concat
+from dist_lm.data.shards import Block, ShardReader
+from dist_lm.errors import ConfigError, DataError
+
+
+class HeldoutRows:
+    """This rank's micro-batches of a data set; each iteration is one whole pass."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        world_size: int,
+        micro_rows: int,
+        limit_rows: int | None = None,
+        partner_columns: Sequence[str] = (),
+        seed: int = 0,
+        verify: bool = True,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
+        if micro_rows < 1 or (limit_rows is not None and limit_rows < 1):
+            raise ConfigError(f"micro_rows ({micro_rows}) and limit_rows ({limit_rows}) must be positive")
+        self.manifest = Manifest.load(folder)
+        if self.manifest.num_rows == 0:
+            why = "There is nothing to evaluate on."
+            raise DataError("the held-out data set has no rows", where=str(folder), why=why)
+        self.num_rows = min(self.manifest.num_rows, limit_rows or self.manifest.num_rows)
+        """Real rows of all ranks together."""
+        self._micro_rows = micro_rows
+        # A stretch for each rank, equal to within one row: each block is read by one rank, or two.
+        self._lo = self.num_rows * rank // world_size
+        self._hi = self.num_rows * (rank + 1) // world_size
+        most_rows = -(-self.num_rows // world_size)
+        self._num_micro = -(-most_rows // micro_rows)
+        self._seed = seed
+        self._partner_columns = [self.manifest.column(name).name for name in partner_columns]
+        self._shard_start = np.concatenate([[0], np.cumsum(self.manifest.shard_rows)])
+        self._reader = ShardReader(folder, self.manifest, verify=verify)
+
+    def __len__(self) -> int:
+        """Micro-batches that every rank yields."""
+        return self._num_micro
+
+    def __iter__(self) -> Iterator[Rows]:
+        emitted = 0
+        pending: Rows | None = None
+        for part in self._stretch(self._lo, self._hi):
+            pending = part if pending is None else concat([pending, part])
+            while len(pending) > self._micro_rows:
+                yield pending.take(slice(self._micro_rows))
+                emitted += 1
+                pending = pending.take(slice(self._micro_rows, None))
+        if pending is None:
+            # A rank without rows still goes through the motions, or the others would wait for it.
+            pending = next(self._stretch(0, 1)).as_fillers()
+        # At least one row is left: the fillers repeat it.
+        for _ in range(emitted, self._num_micro):
+            pending = pending.padded(self._micro_rows)
+            yield pending
+            pending = pending.as_fillers()
+
+    def _stretch(self, lo: int, hi: int) -> Iterator[Rows]:
+        """Rows [lo, hi) of the data set, block by block."""
+        block_rows = self.manifest.block_rows
+        for shard, shard_rows in enumerate(self.manifest.shard_rows):
+            start = int(self._shard_start[shard])
+            first, end = max(lo - start, 0), min(hi - start, shard_rows)
+            if first >= end:
+                continue
+            first_block, end_block = first // block_rows, -(-end // block_rows)
+            blocks = self._reader.blocks(shard, first_block, end_block)
+            for number, block in zip(range(first_block, end_block), blocks, strict=True):
+                rows = self.manifest.block_rows_of(shard, number)
+                begin = number * block_rows
+                wanted = np.arange(max(first - begin, 0), min(end - begin, rows))
+                yield self._rows(block, wanted, rows, start + begin)
+
+    def _rows(self, block: Block, wanted: NDArray[np.int64], block_rows: int, first_id: int) -> Rows:
+        sample_id = (first_id + wanted).astype(np.uint64)
+        columns = {name: array[wanted] for name, array in block.items()}
+        if self._partner_columns:
+            partner = partner_rows(wanted, block_rows, seed=self._seed, epoch=0, sample_id=sample_id)
+            for name in self._partner_columns:
+                columns[PARTNER_PREFIX + name] = block[name][partner]
+        epoch = np.zeros(len(wanted), dtype=np.int64)
+        return Rows(columns, sample_id, epoch, np.ones(len(wanted), dtype=np.bool_))

@@ -1,0 +1,258 @@
+"""The manifest of a data set: what its shards hold, and how to tell that they still do.
+
+Enters: manifest.json of a data set folder, or the entries of freshly written shards.  Leaves: a
+Manifest, whose file is the commit point of the folder: a folder without it is not a data set.
+Promises: a Manifest that was loaded or saved adds up (names, counts, columns, hashes), and its
+fingerprint changes with anything that changes the rows or the order they are stored in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from dist_lm.disk import write_bytes
+from dist_lm.errors import DataError, EnvironmentFault
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "dist_lm-blocks"
+FORMAT_VERSION = 1
+
+# Little-endian on disk, whatever the machine.
+DTYPES = {
+    "uint8": "<u1",
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
+    "int32": "<i4",
+    "int64": "<i8",
+    "float32": "<f4",
+}
+DtypeName = Literal["uint8", "uint16", "uint32", "uint64", "int32", "int64", "float32"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A dot would split the tar key; webdataset lowers the case of extensions and drops "_" members.
+ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+_SHARD_NAME = re.compile(r"s-(\d{6})\.tar")
+ShardName = Annotated[str, Field(pattern=f"^{_SHARD_NAME.pattern}$")]
+
+
+def shard_name(number: int) -> str:
+    return f"s-{number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a data set: a row of it has this type and shape."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: ColumnName
+    dtype: DtypeName
+    shape: tuple[PositiveInt, ...] = ()
+    """Shape of one row; () for one number a row."""
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(DTYPES[self.dtype])
+
+    @property
+    def row_bytes(self) -> int:
+        return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest knows about one shard file and its index."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: ShardName
+    rows: PositiveInt
+    blocks: PositiveInt
+    bytes: PositiveInt
+    sha256: Sha256
+    index_sha256: Sha256
+
+    @property
+    def index_name(self) -> str:
+        return self.name + ".idx"
+
+    @property
+    def number(self) -> int:
+        """The number that the keys of its blocks begin with."""
+        match = _SHARD_NAME.fullmatch(self.name)
+        assert match is not None, self.name
+        return int(match.group(1))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    kind: Literal["pairs", "classification"]
+    columns: tuple[Column, ...]
+    block_rows: PositiveInt
+    seq_len: PositiveInt
+    vocab_size: PositiveInt
+    tokenizer_sha256: Sha256
+    num_rows: NonNegativeInt
+    num_tokens: NonNegativeInt
+    """Tokens that are not padding."""
+    shards: tuple[ShardEntry, ...]
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of the label numbers; empty for other kinds."""
+    preparation: dict[str, Any] = field(default_factory=dict)
+    """Identity of the options and inputs, and counts of what was kept and dropped.  JSON values only."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        path = folder / MANIFEST_NAME
+        body = _read_body(path)
+        try:
+            manifest = _ADAPTER.validate_json(json.dumps(body), strict=True)
+        except ValidationError as error:
+            raise _not_valid(path, error) from None
+        manifest._check(path)
+        return manifest
+
+    def save(self, folder: Path) -> None:
+        """Publish the data set: written last, and there completely or not at all."""
+        path = folder / MANIFEST_NAME
+        text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        try:
+            _ADAPTER.validate_json(json.dumps(asdict(self)), strict=True)
+        except ValidationError as error:
+            raise _not_valid(path, error) from None
+        self._check(path)
+        write_bytes(path, text.encode("ascii"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over what decides the rows and their storage order; equal fingerprints mean equal rows."""
+        facts = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "kind": self.kind,
+            "columns": [asdict(column) for column in self.columns],
+            "block_rows": self.block_rows,
+            "seq_len": self.seq_len,
+            "vocab_size": self.vocab_size,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "labels": self.labels,
+            "shards": [(shard.name, shard.rows, shard.sha256) for shard in self.shards],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(column.row_bytes for column in self.columns)
+
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        return tuple(shard.rows for shard in self.shards)
+
+    def column(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        known = ", ".join(column.name for column in self.columns)
+        raise DataError(
+            f"the data set has no column '{name}'",
+            why=f"It is of kind '{self.kind}' and has the columns {known}.",
+            do="Prepare a data set of the kind that the task needs.",
+        )
+
+    def block_rows_of(self, shard: int, block: int) -> int:
+        """Rows of one block: all blocks are full but the last of a shard."""
+        return min(self.block_rows, self.shards[shard].rows - block * self.block_rows)
+
+    def _check(self, path: Path) -> None:
+        problem = next(self._problems(), None)
+        if problem is not None:
+            raise DataError(
+                "the manifest of a data set contradicts itself",
+                where=str(path),
+                why=problem,
+                do="Prepare the data set again; do not edit manifests by hand.",
+            )
+
+    def _problems(self) -> Iterator[str]:
+        names = [column.name for column in self.columns]
+        if not names:
+            yield "columns: there is none"
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"columns: '{name}' is listed twice"
+        # Increasing names also mean that no shard is listed twice.
+        for previous, shard in pairwise(self.shards):
+            if shard.name == previous.name:
+                yield f"shards: {shard.name} is listed twice"
+            elif shard.name < previous.name:
+                yield f"shards: {shard.name} is listed after {previous.name}; a shard twice, or out of order"
+        for shard in self.shards:
+            blocks = -(-shard.rows // self.block_rows)
+            if shard.blocks != blocks:
+                yield (
+                    f"{shard.name}: {shard.rows} rows in blocks of {self.block_rows} are {blocks} blocks, "
+                    f"not {shard.blocks}"
+                )
+            if shard.bytes < shard.rows * self.row_bytes:
+                yield f"{shard.name}: {shard.bytes} bytes are too few for {shard.rows} rows"
+        total = sum(self.shard_rows)
+        if total != self.num_rows:
+            yield f"num_rows is {self.num_rows}, but the shards hold {total} rows together"
+        if len(set(self.labels)) != len(self.labels):
+            yield "labels: a name is listed twice"
+
+
+_ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+def _read_body(path: Path) -> dict[str, Any]:
+    """The manifest as JSON, without `format` and `version`, which are checked here."""
+    again = "Prepare the data set again, or give the folder that `dist-lm data prepare` has written."
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        why = "The folder does not exist."
+        if path.parent.is_dir():
+            why = "The folder has no manifest: its preparation was not finished, or it is no data set."
+        raise DataError("this is not a data set", where=str(path), why=why, do=again) from None
+    except OSError as error:
+        raise EnvironmentFault("cannot read a manifest", where=str(path), why=str(error)) from error
+    except ValueError as error:
+        raise DataError("a manifest is not JSON", where=str(path), why=str(error), do=again) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        why = f"Expected format '{FORMAT}'."
+        raise DataError("a manifest has an unknown format", where=str(path), why=why, do=again)
+    version = content.get("version")
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"a data set has format version {version!r}",
+            where=str(path),
+            why=f"This dist_lm reads version {FORMAT_VERSION}.",
+            do="Use the dist_lm that has written it, or prepare the data set again.",
+        )
+    return {key: value for key, value in content.items() if key not in ("format", "version")}
+
+
+def _not_valid(path: Path, error: ValidationError) -> DataError:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return DataError(
+        "a manifest has a wrong field",
+        where=str(path),
+        why=f"{key}: {first['msg']}",
+        do="Prepare the data set again; do not edit manifests by hand.",
+    )

@@ -1,0 +1,193 @@
+"""The stream of training rows: this rank's part of every global batch, from any position on, for ever.
+
+Enters: a data set folder, what decides its order, and which part of each global batch is ours.
+Leaves: StepRows, read ahead by one thread.  Promises: the global batch at a position is the same
+whatever the number of ranks, and whatever was read before; the only state is the position of the
+next batch.  Every rank yields the same number of rows a step.  An error of the reader thread
+reaches whoever asks for the next step; `close` leaves no thread.  Memory: the eras (see eras.py)
+and READ_AHEAD + 2 batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from dist_lm.data.eras import Eras
+from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.order import Order
+from dist_lm.data.rows import Rows, StepRows
+from dist_lm.data.shards import ShardReader
+from dist_lm.errors import ConfigError, DataError
+
+__all__ = ["HeldoutRows", "Rows", "StepRows", "Stream"]
+
+READ_AHEAD = 2
+"""Batches that wait for the consumer at most."""
+CLOSE_TIMEOUT_S = 30.0
+"""How long `close` waits for a read that is under way."""
+
+log = logging.getLogger(__name__)
+
+
+class Stream:
+    """Iterator over this rank's rows of the global batches from `position` on; never ends."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        lanes: int,
+        era: int,
+        global_rows: int,
+        rank: int,
+        world_size: int,
+        position: int = 0,
+        partner_columns: Sequence[str] = (),
+        verify: bool = True,
+    ) -> None:
+        _check_part(global_rows, rank, world_size, position)
+        self.manifest = Manifest.load(folder)
+        if self.manifest.num_rows < global_rows:
+            raise DataError(
+                f"the data set is smaller than one global batch of {global_rows} rows",
+                where=str(folder),
+                why=f"It has {self.manifest.num_rows} rows.",
+                do="Prepare more data, or lower batch.global.",
+            )
+        self._order = Order(self.manifest.shard_rows, seed=seed, lanes=lanes, era=era)
+        self._global_rows = global_rows
+        self._rank = rank
+        self._world_size = world_size
+        # The slots of a rank step by world_size, the batches by global_rows.
+        step = math.gcd(lanes, global_rows, world_size)
+        own_lanes = range((position + rank) % step, lanes, step)
+        reader = ShardReader(folder, self.manifest, verify=verify)
+        self._eras = Eras(self._order, reader, own_lanes, partner_columns)
+        self._handover = _Handover(READ_AHEAD)
+        self._position = position
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over everything that decides which row stands at a position; the same on every rank.
+
+        A saved position means something only to a stream with the fingerprint that it was saved with.
+        """
+        facts = {"data": self.manifest.fingerprint, **self._order.fingerprint_parts}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
+
+    def __iter__(self) -> Iterator[StepRows]:
+        return self
+
+    def __next__(self) -> StepRows:
+        with self._starting:
+            if self._thread is None and not self._handover.closed:
+                # A daemon: a read that hangs must not keep a finished process alive.
+                name = f"dist_lm-reader-{self._rank}"
+                self._thread = threading.Thread(target=self._read_ahead, name=name, daemon=True)
+                self._thread.start()
+        return self._handover.get()
+
+    def close(self) -> None:
+        """End the reader thread.  May be called twice, and from another thread."""
+        with self._starting:
+            self._handover.close()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT_S)
+            if self._thread.is_alive():
+                log.warning("the data reader still waits for storage after %.0f s; left behind", CLOSE_TIMEOUT_S)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_ahead(self) -> None:
+        try:
+            position = self._position
+            while self._handover.put(self._step_rows(position)):
+                position += self._global_rows
+        except BaseException as error:
+            self._handover.fail(error)
+
+    def _step_rows(self, position: int) -> StepRows:
+        slots = np.arange(self._rank, self._global_rows, self._world_size)
+        rows = self._eras.rows_at(position + slots)
+        rows = rows.padded(-(-self._global_rows // self._world_size))
+        return StepRows(position, position + self._global_rows, rows)
+
+
+def _check_part(global_rows: int, rank: int, world_size: int, position: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
+    if global_rows < world_size:
+        raise ConfigError(
+            f"a global batch of {global_rows} rows cannot be divided among {world_size} ranks",
+            where="batch.global",
+            do=f"Set batch.global to {world_size} or more, or use fewer ranks.",
+        )
+    if position < 0:
+        raise DataError(f"the data position {position} is negative", do="Resume from another checkpoint.")
+
+
+class _Handover:
+    """A bounded queue between one reader and its consumer, either of which may end it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._steps: deque[StepRows] = deque()
+        self._error: BaseException | None = None
+        self.closed = False
+
+    def put(self, step: StepRows) -> bool:
+        """Wait for room; False: nobody wants more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or len(self._steps) < self._limit)
+            if not self.closed:
+                self._steps.append(step)
+                self._changed.notify_all()
+            return not self.closed
+
+    def fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def get(self) -> StepRows:
+        """The next step; what was read before an error comes before the error."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or self._steps or self._error is not None)
+            if self.closed:
+                raise RuntimeError("the stream is closed")
+            if self._steps:
+                step = self._steps.popleft()
+                self._changed.notify_all()
+                return step
+            assert self._error is not None
+            raise self._error
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._steps.clear()
+            self._changed.notify_all()

@@ -1,0 +1,205 @@
+"""DeepSpeed behind one call: step(micro_batches) -> StepResult.
+
+Enters: a model, the resolved DeepSpeed settings, micro-batches.  Leaves: updated weights and sums
+over targets.  Promises: the gradient is that of the sum of the losses divided by the number of
+targets over all ranks and micro-batches; how the batch was divided changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dist_lm.config import OptimSection
+from dist_lm.data.order import keyed_hash
+from dist_lm.errors import EnvironmentFault
+from dist_lm.model import decay_groups
+from dist_lm.ranks import Ranks
+from dist_lm.tasks.base import MicroBatch, Task, TaskModule
+
+Sums = dict[str, Tensor]
+_DROPOUT = 201
+
+
+@dataclass
+class StepResult:
+    """What one step leaves behind.  Tensors stay on the device until somebody reads them."""
+
+    sums: Sums
+    """This rank's `<objective>_loss` and `<objective>_correct` sums."""
+    grad_norm: float | Tensor
+    """Global gradient norm before clipping."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Host time of `forward`, `backward` and `optimizer`."""
+
+
+class Engine:
+    """One model on all ranks, trained by DeepSpeed ZeRO."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        task: Task,
+        *,
+        optim: OptimSection,
+        deepspeed_settings: Mapping[str, Any],
+        ranks: Ranks,
+        seed: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        import deepspeed
+
+        # It prints a line about its op, on each rank at each start.
+        with contextlib.redirect_stdout(io.StringIO()):
+            deepspeed.init_distributed(dist_backend="gloo" if ranks.device.type == "cpu" else "nccl", verbose=False)
+        self.ranks = ranks
+        self.seed = seed
+        self._clock = clock
+        module = TaskModule(model, task)
+        module.to(ranks.device)
+        groups = decay_groups(module, optim.weight_decay)
+        # Offloaded optimizer states need DeepSpeed's own CPU Adam; elsewhere torch's fused one is
+        # as fast and needs no compiler.
+        offload = deepspeed_settings.get("zero_optimization", {}).get("offload_optimizer", {})
+        if offload.get("device", "none") != "none":
+            from deepspeed.ops.adam import DeepSpeedCPUAdam as optimizer_class
+
+            options: dict[str, Any] = {}
+        else:
+            optimizer_class, options = torch.optim.AdamW, {"fused": True}
+        # In fp32 at stage 0 DeepSpeed clips without telling the norm, so the engine clips itself.
+        self._own_clip = optim.clip if _is_plain(deepspeed_settings) else None
+        settings = dict(deepspeed_settings)
+        if self._own_clip is not None:
+            settings["gradient_clipping"] = 0.0
+        optimizer = optimizer_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **options)
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                config=settings,
+                dist_init_required=False,
+            )
+        except (RuntimeError, OSError) as error:
+            if "building extension" not in str(error) and "ninja" not in str(error):
+                raise
+            raise EnvironmentFault(
+                "a DeepSpeed op could not be built",
+                why=str(error).splitlines()[0],
+                do="Install a C++ compiler, then run `dist-lm ops build` to see its messages.",
+            ) from error
+        self.stage = int(self._engine.zero_optimization_stage())
+        self._undo_first_step()
+
+    def _undo_first_step(self) -> None:
+        """At stage 0 in bf16 DeepSpeed makes the optimizer's state by a step with zero gradients.
+
+        That step is counted and decays the weights: the run would begin at step 1.
+        """
+        wrapper = self._engine.optimizer
+        for lows, highs in zip(getattr(wrapper, "fp16_groups", ()), getattr(wrapper, "fp32_groups", ()), strict=False):
+            for low, high in zip(lows, highs, strict=True):
+                high.data.copy_(low.data)
+                wrapper.optimizer.state.pop(high, None)
+
+    @property
+    def deepspeed_engine(self) -> Any:
+        """For checkpoint/fragments.py, which knows where DeepSpeed keeps its state."""
+        return self._engine
+
+    @property
+    def module(self) -> TaskModule:
+        module: TaskModule = self._engine.module
+        return module
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        global_targets: Mapping[str, float],
+        learning_rate: float,
+        position: int,
+    ) -> StepResult:
+        """One optimizer update.
+
+        `global_targets`: targets of each objective over all ranks and micro-batches.
+        `position`: first row of the global batch; with the rank it seeds dropout, so that a resumed
+        run draws the same masks and no generator has to be saved.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # DeepSpeed averages gradients over ranks; the loss is multiplied by their number first.
+        weights = {name: self.ranks.world_size / max(count, 1.0) for name, count in global_targets.items()}
+        seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+        totals: Sums = {}
+        began = self._clock()
+        with self._one_reduction(len(micro_batches)) as before_micro_step:
+            for index, micro_batch in enumerate(micro_batches):
+                before_micro_step(index)
+                seed = keyed_hash(self.seed, _DROPOUT, position, index, self.ranks.rank)
+                torch.manual_seed(int(seed) >> 1)
+                sums = self._engine(**micro_batch.to(self.ranks.device).inputs)
+                loss = sum(sums[f"{name}_loss"] * weight for name, weight in weights.items())
+                forwarded = self._clock()
+                seconds["forward"] += forwarded - began
+                self._engine.backward(loss, scale_wrt_gas=False)
+                began = self._clock()
+                seconds["backward"] += began - forwarded
+                for name, value in sums.items():
+                    totals[name] = totals[name] + value.detach() if name in totals else value.detach()
+        grad_norm = self._clip() if self._own_clip is not None else None
+        self._engine.step()
+        seconds["optimizer"] = self._clock() - began
+        return StepResult(totals, self._grad_norm() if grad_norm is None else grad_norm, seconds)
+
+    @torch.no_grad()
+    def evaluate(self, micro_batch: MicroBatch) -> Sums:
+        """Sums of one micro-batch without dropout; every rank must call it equally often."""
+        self._engine.eval()
+        try:
+            sums: Sums = self._engine(**micro_batch.to(self.ranks.device).inputs)
+        finally:
+            self._engine.train()
+        return sums
+
+    @contextlib.contextmanager
+    def _one_reduction(self, micro_steps: int) -> Iterator[Callable[[int], None]]:
+        """Gradients of all micro-batches are reduced once, where the stage allows it.
+
+        Stages 0 and 1 reduce at the boundary that we set.  Stage 2 would reduce after every
+        micro-batch; coalescing keeps local gradients for one step and saves that traffic.  Stage 3
+        is chosen for its memory, so it goes on reducing each time.
+        """
+        offload = self._engine.zero_optimization() and self._engine.zero_cpu_offload()
+        if self.stage == 2 and micro_steps > 1 and not offload:
+            with self._engine.coalesce_grad_reduction():
+                yield lambda index: None
+            self._engine.set_gradient_accumulation_boundary(True)
+        else:
+            yield lambda index: self._engine.set_gradient_accumulation_boundary(index == micro_steps - 1)
+
+    def _clip(self) -> Tensor:
+        """Norm of the reduced gradients before they are clipped to the configured one."""
+        limit = self._own_clip or float("inf")
+        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+
+    def _grad_norm(self) -> float | Tensor:
+        norm = self._engine.get_global_grad_norm()
+        return 0.0 if norm is None else norm
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def _is_plain(settings: Mapping[str, Any]) -> bool:
+    """Stage 0 in fp32: DeepSpeed uses the optimizer as it is, without a wrapper."""
+    low_precision = any(settings.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
+    return settings.get("zero_optimization", {}).get("stage", 0) == 0 and not low_precision

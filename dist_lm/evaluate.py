@@ -1,0 +1,42 @@
+"""Metrics over a held-out set during training.
+
+Enters: an engine, a task, a prepared data set.  Leaves: averages over every row, each seen once.
+Promises: the figures do not depend on the number of ranks but for rounding; logits are never
+gathered, only sums.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dist_lm.data.heldout import HeldoutRows
+from dist_lm.engine import Engine
+from dist_lm.metrics import averages
+from dist_lm.ranks import Ranks
+from dist_lm.tasks.base import Task
+
+
+def evaluate(engine: Engine, task: Task, folder: Path, ranks: Ranks, *, micro_rows: int, seed: int) -> dict[str, float]:
+    """Averages over the data set in `folder`; a collective call of all ranks."""
+    names = [f"{name}_{part}" for name in task.objectives for part in ("loss", "correct")]
+    sums = dict.fromkeys(names, 0.0)
+    targets = dict.fromkeys(task.objectives, 0.0)
+    rows = HeldoutRows(
+        folder,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        micro_rows=micro_rows,
+        partner_columns=task.partner_columns,
+        seed=seed,
+    )
+    for micro_rows_of_rank in rows:
+        micro_batch = task.collate(micro_rows_of_rank)
+        for name, value in engine.evaluate(micro_batch).items():
+            sums[name] += float(value)
+        for name, count in micro_batch.targets.items():
+            targets[name] += count
+    totals = ranks.sum([*sums.values(), *targets.values()])
+    return averages(
+        dict(zip(names, totals[: len(names)], strict=True)),
+        dict(zip(task.objectives, totals[len(names) :], strict=True)),
+    )

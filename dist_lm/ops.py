@@ -1,0 +1,103 @@
+"""DeepSpeed's compiled ops: built before any rank starts, and never waited for in vain.
+
+Enters: nothing but the machine.  Leaves: the op that DeepSpeed loads on the CPU, in torch's
+extensions folder of this Python environment.  Promises: one build at a time; a lock that a killed
+build left behind is removed, where no live process holds it (torch waits for such a lock for ever).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from dist_lm.errors import EnvironmentFault
+
+log = logging.getLogger(__name__)
+CPU_OP = "deepspeed_shm_comm"
+EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
+"""torch reads it; every process of a run has it set to `extensions_folder`."""
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps compiled extensions of this Python environment."""
+    configured = os.environ.get(EXTENSIONS_VARIABLE)
+    if configured:
+        return Path(configured)
+    # torch's own choice is one folder for all environments of a user: two of them then rebuild each
+    # other's op at every start, under the feet of running ranks.
+    place = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "torch_extensions" / f"dist_lm-{version}-{place}"
+
+
+def is_built() -> bool:
+    folder = extensions_folder() / CPU_OP
+    return (folder / f"{CPU_OP}.so").is_file() and not (folder / "lock").exists()
+
+
+def remove_stale_locks() -> list[Path]:
+    """Remove locks of builds that died; returns them."""
+    removed = []
+    for lock in sorted(extensions_folder().glob("*/lock")):
+        # torch's builder keeps its lock file open while it builds.
+        if not any(_holds(process, lock) for process in _own_processes()):
+            lock.unlink(missing_ok=True)
+            removed.append(lock)
+            log.warning("removed the lock of a build that died: %s", lock)
+    return removed
+
+
+def build_cpu_op() -> None:
+    """Build the op unless it is there.  Raises EnvironmentFault with the compiler's words."""
+    folder = extensions_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".dist_lm.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        remove_stale_locks()
+        if is_built():
+            return
+        log.info("building DeepSpeed's CPU op once (about a minute) ...")
+        code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "DS_ACCELERATOR": "cpu", EXTENSIONS_VARIABLE: str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        words = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
+        raise EnvironmentFault(
+            f"DeepSpeed's op {CPU_OP} cannot be built",
+            why="\n".join(words[:3]) or f"the build ended with code {done.returncode}",
+            do="Install a C++ compiler (Debian: apt-get install g++), then run `dist-lm ops build`.",
+        )
+
+
+def _own_processes() -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def _holds(process: int, path: Path) -> bool:
+    wanted = str(path.resolve())
+    try:
+        links = list(Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        # The process is gone, or another user's.
+        return False
+    for link in links:
+        # One file closed meanwhile says nothing about the others.
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == wanted:
+                return True
+    return False

@@ -1,0 +1,149 @@
+"""What a task is: rows to features, features to a micro-batch, a micro-batch to loss sums.
+
+Enters: Rows from data/stream.py.  Leaves: sums over targets, never means.
+Promises: features are a pure function of the rows' identity; a row of weight zero adds nothing.
+
+Shapes: B rows, T tokens per row, M masked tokens of the micro-batch, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dist_lm.config import ModelSection
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.rows import Rows
+from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.errors import DataError
+
+LENGTH_MULTIPLE = 8
+"""Rows are padded to a multiple of this: matrix kernels like it, and shapes repeat."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass on one rank."""
+
+    inputs: dict[str, Tensor]
+    targets: dict[str, int]
+    """Objective -> number of targets in this micro-batch."""
+    tokens: int
+    """Tokens that are not padding, of real rows."""
+    slots: int
+    """Places in the padded rectangle, rows x length."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        if device.type == "cpu":
+            return self
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return MicroBatch(moved, self.targets, self.tokens, self.slots)
+
+
+class Task(ABC):
+    """One objective set.  A subclass a file; the registry is in tasks/registry.py."""
+
+    data_kind: ClassVar[str]
+    """Kind of prepared data set that this task reads (manifest.json, `kind`)."""
+    objectives: tuple[str, ...]
+    """Names of the losses that are added up, each averaged over its own targets."""
+    partner_columns: tuple[str, ...] = ()
+    """Columns of another row of the same block that collate wants beside each row."""
+
+    def __init__(self, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
+        if manifest.kind != self.data_kind:
+            raise DataError(
+                f"this task reads data of kind `{self.data_kind}`, the data set is of kind `{manifest.kind}`",
+                where="data.train",
+                do=f"Prepare it with `dist-lm data prepare --kind {self.data_kind}`.",
+            )
+        self.tokenizer = tokenizer
+        self.manifest = manifest
+        self.seed = seed
+
+    @abstractmethod
+    def build_model(self, section: ModelSection) -> PreTrainedModel:
+        """The model with this task's head, fp32, on the CPU."""
+
+    @abstractmethod
+    def collate(self, rows: Rows) -> MicroBatch:
+        """Features of these rows; runs on the host, without a stateful generator."""
+
+    @abstractmethod
+    def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`<objective>_loss` (fp32, differentiable) and `<objective>_correct` sums over targets."""
+
+
+class TaskModule(nn.Module):
+    """Model and loss as one module, so that DeepSpeed's hooks see the whole forward pass."""
+
+    def __init__(self, model: PreTrainedModel, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        return self._task.loss_sums(self.model, inputs)
+
+
+def join_segments(
+    segments: list[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer, *, end: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[CLS] s1 [SEP] s2 [SEP] for each row; empty segments take no [SEP], but the first does.
+
+    `segments` holds (tokens [B, room], lengths [B]) pairs; `end` is the longest row allowed.
+    Returns input_ids [B, T], segment_ids [B, T] and lengths [B], T a multiple of LENGTH_MULTIPLE.
+    """
+    num_rows = len(segments[0][1])
+    counts = [lengths.astype(np.int64) + ((lengths > 0) | (i == 0)) for i, (_, lengths) in enumerate(segments)]
+    lengths_B = np.sum(counts, axis=0) + 1
+    longest = int(lengths_B.max())
+    width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, end)
+    ids_BT = np.full((num_rows, width), tokenizer.pad_id, dtype=np.int64)
+    kinds_BT = np.zeros((num_rows, width), dtype=np.int64)
+    ids_BT[:, 0] = tokenizer.cls_id
+    begin_B = np.ones(num_rows, dtype=np.int64)
+    for number, ((tokens, lengths), count_B) in enumerate(zip(segments, counts, strict=True)):
+        source = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+        row, column = np.nonzero(source)
+        ids_BT[row, begin_B[row] + column] = tokens[row, column]
+        closed = np.nonzero(count_B > 0)[0]
+        ids_BT[closed, begin_B[closed] + lengths[closed]] = tokenizer.sep_id
+        if number:
+            place = np.arange(width)[None, :]
+            kinds_BT[(place >= begin_B[:, None]) & (place < (begin_B + count_B)[:, None])] = number
+        begin_B = begin_B + count_B
+    return ids_BT, kinds_BT, lengths_B
+
+
+def attention_inputs(ids_BT: np.ndarray, kinds_BT: np.ndarray, lengths_B: np.ndarray) -> dict[str, Tensor]:
+    """Inputs every encoder takes.  Rows without padding carry no mask: attention is faster so."""
+    inputs = {"input_ids": torch.from_numpy(ids_BT), "token_type_ids": torch.from_numpy(kinds_BT)}
+    if int(lengths_B.min()) < ids_BT.shape[1]:
+        mask_BT = np.arange(ids_BT.shape[1])[None, :] < lengths_B[:, None]
+        inputs["attention_mask"] = torch.from_numpy(mask_BT.astype(np.int64))
+    return inputs
+
+
+def head_fields(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Config fields that name the classes of a classification head."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def cross_entropy_sums(objective: str, logits_NC: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
+    """Loss (fp32) and correct predictions of N targets over C classes, as sums."""
+    loss = F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
+    correct = (logits_NC.detach().argmax(dim=-1) == labels_N).sum()
+    return {f"{objective}_loss": loss, f"{objective}_correct": correct}

@@ -1,0 +1,35 @@
+"""Data that several tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def topics_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python language reference, prepared: tokenizer/, pairs/train, pairs/heldout."""
+    from dist_lm.data.prepare import PrepareOptions, prepare
+    from dist_lm.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("topics")
+    texts = [topics[name] for name in sorted(topics)]
+    source = folder / "topics.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_tokenizer(texts, vocab_size=1000, out=folder / "tokenizer")
+    prepare(
+        PrepareOptions(
+            inputs=[str(source)],
+            out=folder / "pairs",
+            tokenizer=folder / "tokenizer",
+            seq_len=64,
+            heldout_fraction=0.05,
+            block_rows=64,
+            shard_rows=1024,
+            workers=1,
+        )
+    )
+    return folder

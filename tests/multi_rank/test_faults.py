@@ -1,0 +1,157 @@
+"""Killed ranks, stop requests and bad input, on real processes of the local launcher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dist_lm.checkpoint import commit
+from dist_lm.metrics import read_metrics
+from tests.rank_scenarios import attempt_scenarios, losses, scenario, train_scenarios
+
+DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__attention_probs_dropout_prob": 0.1}
+COMMON = {"zero": 2, "batch__micro": 8, **DROPOUT}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+DEADLINE_S = 300
+
+
+def command(config: dict[str, Any], folder: Path, *, max_restarts: int = 1) -> list[str]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    return [
+        *(sys.executable, "-m", "dist_lm", "train", "-c", str(recipe)),
+        *("--cpu", "2", "--max-restarts", str(max_restarts)),
+    ]
+
+
+def run(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def calm(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("calm")
+    train_scenarios(folder, [scenario(topics_data, folder / "run", **COMMON)], num_ranks=2)
+    return losses(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("fault", "resumed_step"),
+    [
+        ("kill@rank1:step5:after_step", 3),
+        ("kill@rank1:step3:after_write", 0),
+        ("kill@rank0:step3:before_publish", 0),
+        ("kill@rank*:step6:in_evaluation", 3),
+    ],
+)
+def test_a_killed_run_goes_on_by_itself_with_equal_losses(
+    fault: str, resumed_step: int, calm: dict[int, float], topics_data: Path, tmp_path: Path
+) -> None:
+    config = scenario(topics_data, tmp_path / "run", **COMMON)
+    done = run(command(config, tmp_path), DIST_LM_FAULT=fault)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The fault did fire, and the run says so.
+    assert "was ended by SIGKILL" in done.stdout
+    assert (f"resume  step {resumed_step} " in done.stdout) == bool(resumed_step)
+    assert losses(tmp_path / "run") == calm
+    assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+
+
+def test_a_stop_request_saves_and_exits_with_75_and_the_same_command_goes_on(
+    calm: dict[int, float], topics_data: Path, tmp_path: Path
+) -> None:
+    steps = 6
+    run_dir = tmp_path / "run"
+    config = scenario(topics_data, run_dir, **COMMON)
+    # Enough steps that the request comes in the middle; the schedule is that of the long run.
+    config["run"] |= {"steps": 20_000, "save_every": 20_000}
+    process = subprocess.Popen(
+        command(config, tmp_path), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + DEADLINE_S
+    while len(read_metrics(run_dir / "metrics.jsonl", "train")) < steps and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 75, output
+    assert "error[stopped]" in output
+    stopped_at = max(losses(run_dir))
+    assert [folder.name for folder in commit.published(run_dir / "checkpoints")] == [f"step-{stopped_at:08d}"]
+    config["run"] |= {"steps": stopped_at + 2, "allow_change": ["run.steps"]}
+    done = run(command(config, tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"resume  step {stopped_at} " in done.stdout
+    assert sorted(losses(run_dir)) == list(range(1, stopped_at + 3))
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
+    calm: dict[int, float], topics_data: Path, tmp_path: Path
+) -> None:
+    config = scenario(topics_data, tmp_path / "run", **COMMON)
+    train_scenarios(tmp_path, [config], num_ranks=2)
+    newest = commit.published(tmp_path / "run" / "checkpoints")[0]
+    flip_bit(newest / "rank-00001.safetensors", -5)
+    train_scenarios(tmp_path, [config], num_ranks=2)
+    aside = [folder.name for folder in (tmp_path / "run" / "checkpoints").glob(".bad-*")]
+    assert aside == [".bad-step-00000006-0"]
+    assert losses(tmp_path / "run") == calm
+
+
+def test_bad_input_is_named_by_every_rank_alike_and_leaves_the_run_folder_usable(
+    topics_data: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(topics_data, damaged)
+    flip_bit(damaged / "pairs" / "train" / "s-000000.tar", 700)
+    other = tmp_path / "other"
+    shutil.copytree(topics_data / "tokenizer", other)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"##ing"', '"##qqq"'))
+    file_in_the_way = tmp_path / "file"
+    file_in_the_way.write_text("not a folder")
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    (strangers / "thesis.txt").write_text("precious")
+    good = scenario(topics_data, tmp_path / "good", **COMMON)
+    cases: list[tuple[dict[str, Any], int, str]] = [
+        (good, 0, ""),
+        (scenario(topics_data, tmp_path / "good", **COMMON, optim__lr=1e-3), 2, "optim.lr: 0.002 -> 0.001"),
+        (scenario(topics_data, strangers), 2, "is not empty and is not a run folder"),
+        (scenario(topics_data, file_in_the_way), 2, "is not empty and is not a run folder"),
+        (scenario(damaged, tmp_path / "a"), 3, "s-000000.tar"),
+        (scenario(topics_data, tmp_path / "b", data__tokenizer=str(other)), 3, "another tokenizer"),
+        (scenario(topics_data, tmp_path / "c", data__tokenizer=str(tmp_path / "none")), 3, str(tmp_path / "none")),
+        (scenario(topics_data, tmp_path / "d", batch__global=10**7), 3, "smaller than one global batch"),
+        (scenario(topics_data, tmp_path / "e", batch={"global": 1, "micro": 1}), 2, "cannot feed 2 ranks"),
+        (scenario(topics_data, tmp_path / "f", task={"name": "classification"}), 3, "kind `classification`"),
+        (scenario(topics_data, tmp_path / "g", data__train=str(tmp_path / "none")), 3, "not a data set"),
+        (good, 0, ""),
+    ]
+    outcomes = attempt_scenarios(tmp_path, [config for config, _, _ in cases], num_ranks=2)
+    for outcome, (_, exit_code, words) in zip(outcomes, cases, strict=True):
+        assert outcome["exit_code"] == exit_code, outcome
+        assert words in outcome["message"]
+        assert len(outcome["message"].splitlines()) <= 8
+    # Refused before anything was touched.
+    assert (strangers / "thesis.txt").read_text() == "precious"
+    assert [entry.name for entry in strangers.iterdir()] == ["thesis.txt"]
+    assert not (tmp_path / "d").exists()

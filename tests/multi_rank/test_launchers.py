@@ -1,0 +1,79 @@
+"""`deepspeed`, `torchrun` and our launcher: exit codes, and runs that move from one to the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_lm.cluster.local import free_port
+from dist_lm.run_dir import RunDir
+from tests.gloo_ranks import REPOSITORY, losses, run_command, train_locally, write_recipe
+
+RANK = REPOSITORY / "launch" / "train.py"
+PROGRAMS = Path(sys.executable).parent
+KILL = "kill@rank1:step5:after_step"
+DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__attention_probs_dropout_prob": 0.1}
+"""Makes equal losses say that the random numbers are equal, too."""
+
+
+def by_deepspeed(recipe: Path, *overrides: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+    launcher = [PROGRAMS / "deepspeed", "--num_accelerators", "2", "--master_port", str(free_port())]
+    return run_command([*launcher, RANK, "-c", recipe, *overrides], env={"DIST_LM_FAULT": fault})
+
+
+def by_torchrun(recipe: Path, *overrides: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+    launcher = [PROGRAMS / "torchrun", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    return run_command([*launcher, RANK, "-c", recipe, *overrides], env={"DIST_LM_FAULT": fault})
+
+
+def by_us(recipe: Path, *overrides: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+    return train_locally(recipe, *overrides, env={"DIST_LM_FAULT": fault})
+
+
+LAUNCHERS = {"deepspeed": by_deepspeed, "torchrun": by_torchrun, "local": by_us}
+
+
+def recipe_in(folder: Path, data: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return write_recipe(folder / "recipe.yaml", data, zero=2, batch__micro=8, **DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def calm(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("calm")
+    done = by_us(recipe_in(folder, topics_data))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return losses(folder / "run")
+
+
+@pytest.mark.parametrize(("first", "second"), [("deepspeed", "torchrun"), ("torchrun", "deepspeed")])
+def test_a_run_that_died_under_one_launcher_goes_on_under_another_with_equal_losses(
+    first: str, second: str, calm: dict[int, float], topics_data: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_in(tmp_path, topics_data)
+    died = LAUNCHERS[first](recipe, fault=KILL)
+    assert died.returncode not in (0, 2, 75), died.stdout + died.stderr
+    # The last line may be of step 5: rank 0 may have been as far as that.
+    assert max(losses(tmp_path / "run")) < 6
+    done = LAUNCHERS[second](recipe)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resume  step 3 " in done.stdout
+    assert losses(tmp_path / "run") == calm
+    run_dir = RunDir(tmp_path / "run")
+    assert [run_dir.attempt_facts(number)["launcher"] for number in (1, 2)] == [first, second]
+
+
+@pytest.mark.parametrize(("launcher", "exit_code"), [("deepspeed", 2), ("torchrun", 1), ("local", 2)])
+def test_a_configuration_error_is_told_and_touches_nothing(
+    launcher: str, exit_code: int, topics_data: Path, tmp_path: Path
+) -> None:
+    # torchrun has one exit code for every failed rank; it prints the rank's own.
+    done = LAUNCHERS[launcher](recipe_in(tmp_path, topics_data), "optim.lrr=1")
+    assert done.returncode == exit_code
+    assert "error[config] unknown key `optim.lrr`" in done.stderr
+    assert "did you mean `optim.lr`?" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,145 @@
+"""Real gloo ranks that train several small runs one after the other in one process group.
+
+Starting a rank costs ten seconds of imports; a run of six steps costs one.  `train_scenarios` starts
+the ranks once and hands them a list of configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 600
+
+
+def scenario(data: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
+    """A small BERT on the topics data; `changes` are dotted keys with `__` for the dot."""
+    config: dict[str, Any] = {
+        "task": {"name": "mlm"},
+        "model": {
+            "size": "tiny",
+            "overrides": {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
+        },
+        "data": {
+            "train": str(data / "pairs" / "train"),
+            "heldout": str(data / "pairs" / "heldout"),
+            "tokenizer": str(data / "tokenizer"),
+            "lanes": 4,
+            "era": 64,
+        },
+        "batch": {"global": 32, "micro": 32},
+        "optim": {"lr": 2e-3, "clip": 0.5, "schedule": {"kind": "linear", "warmup_steps": 1}},
+        "run": {"dir": str(run_dir), "steps": 6, "seed": 3, "log_every": 1, "save_every": 3, "keep": 5},
+        "zero": 0,
+    }
+    for dotted, value in changes.items():
+        *sections, name = dotted.split("__")
+        section = config
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return config
+
+
+def train_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks: int) -> None:
+    """Train all configurations on `num_ranks` gloo ranks; fails if one of them fails."""
+    outcomes = attempt_scenarios(folder, configs, num_ranks=num_ranks)
+    assert [outcome["message"] for outcome in outcomes] == [""] * len(configs)
+
+
+def attempt_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks: int) -> list[dict[str, Any]]:
+    """Exit code and message of each configuration; all ranks must agree."""
+    from dist_lm.cluster.local import free_port
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / f"plan-{num_ranks}.json"
+    plan.write_text(json.dumps(configs))
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
+    logs = [folder / f"ranks-{num_ranks}-{rank}.log" for rank in range(num_ranks)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as output:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(plan)],
+                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [rank.wait(timeout=TIMEOUT_S) for rank in ranks]
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+    tails = "\n".join(log.read_text()[-1500:] for log in logs)
+    assert codes == [0] * num_ranks, tails
+    outcomes = [json.loads(Path(f"{plan}.{rank}").read_text()) for rank in range(num_ranks)]
+    assert all(outcome == outcomes[0] for outcome in outcomes), outcomes
+    first: list[dict[str, Any]] = outcomes[0]
+    return first
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Training loss of each step."""
+    from dist_lm.metrics import read_metrics
+
+    return {record["step"]: record["loss"] for record in read_metrics(run_dir / "metrics.jsonl", "train")}
+
+
+def heldout_loss(run_dir: Path) -> float:
+    """Held-out loss at the end of the run."""
+    from dist_lm.metrics import read_metrics
+
+    return float(read_metrics(run_dir / "metrics.jsonl", "eval")[-1]["loss"])
+
+
+def _train_all(plan: Path) -> None:
+    from dist_lm.worker import prepare_environment
+
+    prepare_environment()
+    from dist_lm.config import RunConfig
+    from dist_lm.config_files import LoadedConfig
+    from dist_lm.errors import DistLMError
+    from dist_lm.ranks import Ranks, disconnect
+    from dist_lm.stop import StopFlag
+    from dist_lm.train import train
+
+    ranks = Ranks.connect()
+    outcomes = []
+    for config in json.loads(plan.read_text()):
+        loaded = LoadedConfig(RunConfig.model_validate(config), {})
+        outcomes.append({"exit_code": 0, "message": ""})
+        try:
+            train(loaded, ranks, stop=StopFlag(), launcher="test")
+        except DistLMError as error:
+            outcomes[-1] = {"exit_code": error.exit_code, "message": str(error)}
+    Path(f"{plan}.{ranks.rank}").write_text(json.dumps(outcomes))
+    ranks.barrier()
+    disconnect()
+
+
+if __name__ == "__main__":
+    _train_all(Path(sys.argv[1]))

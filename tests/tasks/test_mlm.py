@@ -1,0 +1,132 @@
+"""Masks and pairs as functions of a row's identity; the sparse head against the full one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dist_lm.config import MlmTask, ModelSection
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.tokenizer import load_tokenizer
+from dist_lm.tasks.mlm import MaskedLanguageModelling
+from tests.tasks_rows import stream_rows
+
+pytestmark = pytest.mark.fast
+PARTNERS = ("second", "second_length", "document")
+
+
+def make_task(data: Path, **settings: object) -> MaskedLanguageModelling:
+    return MaskedLanguageModelling(
+        MlmTask(name="mlm", **settings),  # type: ignore[arg-type]
+        load_tokenizer(data / "tokenizer"),
+        Manifest.load(data / "pairs" / "train"),
+        seed=7,
+    )
+
+
+def targets(task: MaskedLanguageModelling, rows: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the targets, what they are, and what the model sees there."""
+    inputs = task.collate(rows).inputs  # type: ignore[arg-type]
+    places = inputs["masked_positions"].numpy()
+    return places, inputs["masked_labels"].numpy(), inputs["input_ids"].flatten().numpy()[places]
+
+
+def test_shares_of_masked_random_and_kept_targets_are_those_of_the_settings(topics_data: Path) -> None:
+    task = make_task(topics_data)
+    rows = stream_rows(topics_data, PARTNERS, count=1024)
+    places, labels, shown = targets(task, rows)
+    batch = task.collate(rows)
+    special = 3 * len(rows)
+    num = len(places)
+    # Four standard deviations of a binomial: wrong once in 15 000 seeds, and the seed is fixed.
+    assert abs(num - 0.15 * (batch.tokens - special)) < 4 * (0.15 * 0.85 * batch.tokens) ** 0.5
+    masked, kept = (shown == task.tokenizer.mask_id).sum(), (shown == labels).sum()
+    assert abs(masked - 0.8 * num) < 4 * (0.16 * num) ** 0.5
+    assert abs(kept - 0.1 * num) < 4 * (0.09 * num) ** 0.5 + num / 900
+    special_ids = {task.tokenizer.cls_id, task.tokenizer.sep_id, task.tokenizer.pad_id}
+    assert not special_ids & set(labels.tolist())
+
+
+def test_a_row_is_masked_alike_in_any_company_and_anew_in_each_epoch(topics_data: Path) -> None:
+    task = make_task(topics_data)
+    rows = stream_rows(topics_data, PARTNERS)
+    whole = task.collate(rows)
+    backwards = task.collate(rows.take(np.arange(len(rows))[::-1].copy()))
+    assert torch.equal(whole.inputs["input_ids"], backwards.inputs["input_ids"].flip(0))
+    later = task.collate(replace(rows, epoch=rows.epoch + 1))
+    assert not torch.equal(whole.inputs["masked_positions"], later.inputs["masked_positions"])
+
+
+def test_ranks_together_see_the_targets_of_the_whole_batch(topics_data: Path) -> None:
+    task = make_task(topics_data)
+    whole = task.collate(stream_rows(topics_data, PARTNERS))
+    parts = [task.collate(stream_rows(topics_data, PARTNERS, rank=rank, world_size=3)) for rank in range(3)]
+    for name in ("mlm", "nsp"):
+        assert sum(part.targets[name] for part in parts) == whole.targets[name]
+    labels = sorted(torch.cat([part.inputs["masked_labels"] for part in parts]).tolist())
+    assert labels == sorted(whole.inputs["masked_labels"].tolist())
+
+
+def test_words_are_masked_whole(topics_data: Path) -> None:
+    task = make_task(topics_data, mask_unit="word", next_sentence=False)
+    rows = stream_rows(topics_data, (), count=256)
+    clean = make_task(topics_data, mask_probability=1e-9, next_sentence=False).collate(rows).inputs["input_ids"]
+    masked = np.zeros(clean.shape, dtype=bool)
+    masked.reshape(-1)[targets(task, rows)[0]] = True
+    continuation = task.tokenizer.continuation[clean.numpy()]
+    begun_before = np.roll(masked, 1, axis=1)
+    # A segment that was cut inside a word begins with a continuation: it stands for itself.
+    after_special = np.isin(np.roll(clean.numpy(), 1, axis=1), [task.tokenizer.cls_id, task.tokenizer.sep_id])
+    continuation &= ~after_special
+    assert continuation.sum() > 100
+    assert (masked[continuation] == begun_before[continuation]).all()
+
+
+def test_half_of_the_pairs_are_false_and_labelled_so(topics_data: Path) -> None:
+    task = make_task(topics_data)
+    rows = stream_rows(topics_data, PARTNERS, count=1024)
+    batch = task.collate(rows)
+    labels = batch.inputs["pair_labels"].numpy()
+    judged = batch.inputs["pair_rows"].numpy()
+    assert 0.4 < labels.mean() < 0.55
+    second, _, swapped = task._second_segments(rows)
+    assert (labels == swapped[judged]).all()
+    assert (second[~swapped] == rows.columns["second"][~swapped]).all()
+    other = rows.columns["partner_document"][swapped] != rows.columns["document"][swapped]
+    assert other.all()
+
+
+def test_filler_rows_are_no_targets(topics_data: Path) -> None:
+    task = make_task(topics_data)
+    rows = stream_rows(topics_data, PARTNERS)
+    batch = task.collate(rows.as_fillers())
+    assert batch.targets == {"mlm": 0, "nsp": 0}
+    assert batch.tokens == 0
+
+
+def test_the_sparse_head_gives_the_loss_and_gradients_of_the_full_one(topics_data: Path) -> None:
+    task = make_task(topics_data)
+    batch = task.collate(stream_rows(topics_data, PARTNERS, count=16))
+    model = task.build_model(ModelSection(size="tiny", overrides={"hidden_dropout_prob": 0.0}))
+    model.eval()
+    sums = task.loss_sums(model, batch.inputs)
+    (sums["mlm_loss"] + sums["nsp_loss"]).backward()
+    sparse = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    model.zero_grad()
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+    output = model(**inputs)
+    labels = torch.full(inputs["input_ids"].shape, -100)
+    labels.view(-1)[batch.inputs["masked_positions"]] = batch.inputs["masked_labels"]
+    full = F.cross_entropy(output.prediction_logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    pairs = output.seq_relationship_logits[batch.inputs["pair_rows"]]
+    nsp = F.cross_entropy(pairs, batch.inputs["pair_labels"], reduction="sum")
+    (full + nsp).backward()
+    assert sums["mlm_loss"].item() == pytest.approx(full.item(), rel=1e-6)
+    assert sums["nsp_loss"].item() == pytest.approx(nsp.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(sparse[name], parameter.grad, rtol=1e-4, atol=1e-5), name  # type: ignore[arg-type]
