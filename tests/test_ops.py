@@ -19,13 +19,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_folder_is_the_one_that_torch_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_the_users_choice_or_one_for_each_python_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     assert ops.extensions_folder() == tmp_path
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    assert ops.extensions_folder() == tmp_path / "torch_extensions" / f"{python}_cpu"
+    ours = ops.extensions_folder()
+    assert ours.parent == tmp_path / "torch_extensions"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "another-environment"))
+    theirs = ops.extensions_folder()
+    assert theirs.parent == ours.parent
+    assert theirs != ours
 
 
 def test_the_lock_of_a_build_that_died_is_removed(folder: Path) -> None:
