@@ -60,6 +60,9 @@ class Column:
     dtype: DtypeName
     shape: tuple[PositiveInt, ...] = ()
     """Shape of one row; () for one number a row."""
+    lengths: str = ""
+    """Name of the column that tells how many places of a row are filled, from the first on; the rest
+    is padding, and need not be stored.  Empty: all are."""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -101,7 +104,8 @@ class Manifest:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    kind: Literal["pairs", "classification"]
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """One of data/kinds/registry.py."""
     columns: tuple[Column, ...]
     block_rows: PositiveInt
     seq_len: PositiveInt
@@ -113,6 +117,8 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     labels: tuple[str, ...] = ()
     """Names of the classes, in the order of the label numbers; empty for other kinds."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a task must know of the rows beyond their columns (Kind.facts).  JSON values only."""
     preparation: dict[str, Any] = field(default_factory=dict)
     """Identity of the options and inputs, and counts of what was kept and dropped.  JSON values only."""
 
@@ -151,6 +157,7 @@ class Manifest:
             "vocab_size": self.vocab_size,
             "tokenizer_sha256": self.tokenizer_sha256,
             "labels": self.labels,
+            "facts": self.facts,
             "shards": [(shard.name, shard.rows, shard.sha256) for shard in self.shards],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()

@@ -57,7 +57,7 @@ def _set(*path: Any) -> Callable[[Body], None]:
         (_set("format", "parquet"), "unknown format"),
         (_set("version", 2), "format version 2"),
         (_set("version", None), "format version None"),
-        (_set("kind", "images"), "kind: Input should be 'pairs' or 'classification'"),
+        (_set("kind", "Images!"), "kind: String should match pattern"),
         (_set("num_rows", -73), "num_rows: Input should be greater than or equal to 0"),
         (_set("num_rows", 74), "num_rows is 74, but the shards hold 73 rows"),
         (_set("num_rows", "73"), "num_rows: Input should be a valid integer"),
