@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _LARGEST_UINT16_VOCABULARY = 65536
 _DOCUMENTS_A_TASK = 512
 _SPLIT, _SHUFFLE = 301, 302
+_LENGTHS = {"first": "first_length", "second": "second_length", "tokens": "length"}
 TRAIN, HELDOUT = "train", "heldout"
 
 
@@ -297,7 +298,7 @@ def _write_split(
     # Ties can only be of one document: its rows stay in order.
     chosen = chosen[np.lexsort((rows.ordinal[chosen], hashes[rows.document[chosen]], keys))]
     spec = [
-        Column(column, str(array.dtype), tuple(array.shape[1:]))  # type: ignore[arg-type]
+        Column(column, str(array.dtype), tuple(array.shape[1:]), _LENGTHS.get(column, ""))  # type: ignore[arg-type]
         for column, array in rows.columns.items()
     ]
     with disk_errors(folder):
