@@ -42,9 +42,8 @@ class MaskedLanguageModelling(Task):
         self.settings = settings
         self.objectives = ("mlm", "nsp") if settings.next_sentence else ("mlm",)
         self.partner_columns = ("second", "second_length", "document") if settings.next_sentence else ()
-        special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.unk_id]
         self._special = np.zeros(tokenizer.vocab_size, dtype=bool)
-        self._special[special] = True
+        self._special[list(tokenizer.special_ids)] = True
         self._ordinary_ids = np.flatnonzero(~self._special)
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
