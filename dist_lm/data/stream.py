@@ -24,6 +24,7 @@ import numpy as np
 
 from dist_lm.data.eras import Eras
 from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.order import Order
 from dist_lm.data.rows import Rows, StepRows
@@ -45,7 +46,7 @@ class Stream:
 
     def __init__(
         self,
-        folder: Path,
+        location: str | Path,
         *,
         seed: int,
         lanes: int,
@@ -58,11 +59,11 @@ class Stream:
         verify: bool = True,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
-        self.manifest = Manifest.load(folder)
+        self.manifest = Manifest.load(location)
         if self.manifest.num_rows < global_rows:
             raise DataError(
                 f"the data set is smaller than one global batch of {global_rows} rows",
-                where=str(folder),
+                where=redact(location),
                 why=f"It has {self.manifest.num_rows} rows.",
                 do="Prepare more data, or lower batch.global.",
             )
@@ -73,7 +74,7 @@ class Stream:
         # The slots of a rank step by world_size, the batches by global_rows.
         step = math.gcd(lanes, global_rows, world_size)
         own_lanes = range((position + rank) % step, lanes, step)
-        reader = ShardReader(folder, self.manifest, verify=verify)
+        reader = ShardReader(location, self.manifest, verify=verify)
         self._eras = Eras(self._order, reader, own_lanes, partner_columns)
         self._handover = _Handover(READ_AHEAD)
         self._position = position
