@@ -44,6 +44,7 @@ LIGHT = [
     "ops.py",
     "data/location.py",
     "data/order.py",
+    "data/remote_file.py",
     "data/retry.py",
     "data/sources.py",
     "data/storage.py",
