@@ -44,6 +44,7 @@ LIGHT = [
     "schedule.py",
     "run_dir.py",
     "ops.py",
+    "data/location.py",
     "data/order.py",
     "data/prepare.py",
     "data/preparation/map_task.py",
@@ -51,8 +52,11 @@ LIGHT = [
     "data/preparation/runners.py",
     "data/sources/inputs.py",
     "data/sources/registry.py",
+    "data/remote_file.py",
+    "data/retry.py",
+    "data/storage.py",
 ]
-HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard"}
+HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}
 
 
 def modules() -> list[Path]:

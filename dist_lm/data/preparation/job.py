@@ -27,7 +27,8 @@ from pydantic import TypeAdapter
 from dist_lm.data.kinds.base import Kind, PackingRules
 from dist_lm.data.kinds.registry import kind_named
 from dist_lm.data.sources.format import ReadSettings, Split
-from dist_lm.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer, load_tokenizer
+from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
+from dist_lm.data.vocabulary import CONFIG_FILE, TOKENIZER_FILE
 from dist_lm.disk import disk_errors, sync_folder, write_bytes
 from dist_lm.errors import EnvironmentFault
 

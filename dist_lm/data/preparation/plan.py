@@ -8,10 +8,11 @@ that changes the result, and with nothing else.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dist_lm.data.kinds.base import PackingRules
 from dist_lm.data.kinds.registry import kind_named
@@ -146,7 +147,7 @@ def identity_of(
         progress("hashing", number, len(files))
     rules = resolve_rules(options, tokenizer)
     plain = {name: value for name, value in asdict(options).items() if name not in _NOT_PART_OF_THE_RESULT}
-    return {
+    identity = {
         **plain,
         "version": VERSION,
         "kind_options": dict(rules.options),
@@ -157,6 +158,8 @@ def identity_of(
         "input_files": len(files),
         "inputs_sha256": digest.hexdigest(),
     }
+    # As a manifest gives it back: lists for tuples.
+    return cast(dict[str, Any], json.loads(json.dumps(identity)))
 
 
 def plan_job(options: PrepareOptions, tokenizer: Tokenizer, files: list[SourceFile]) -> Job:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -18,15 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-import fsspec
 import pyarrow as pa
 
+from dist_lm.data.location import is_http, is_remote, local_path, name_of, redact
+from dist_lm.data.remote_file import RemoteFile, file_system
+from dist_lm.data.retry import Retries, persist
+from dist_lm.data.storage import open_file
 from dist_lm.disk import disk_errors, sha256_of
-from dist_lm.errors import ConfigError, DataError, EnvironmentFault
+from dist_lm.errors import DataError, EnvironmentFault
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # What text most often shrinks to; decides nothing but how many parts the work is divided into.
 _EXPANSION = 5
+_GLOB_SIGNS = "*["
+_VERSION_FIELDS = ("size", "ETag", "etag", "md5Hash", "generation", "LastModified", "Last-Modified", "last_modified")
+"""What file systems tell about the version of a file."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,12 @@ class SourceFile:
 
     @property
     def compression(self) -> str | None:
-        return COMPRESSIONS.get(PurePosixPath(self.location).suffix)
+        return COMPRESSIONS.get(PurePosixPath(name_of(self.location)).suffix.lower())
 
     @property
     def suffix(self) -> str:
         """The suffix that tells the format, without .gz or .zst; lower case."""
-        path = PurePosixPath(self.location)
+        path = PurePosixPath(name_of(self.location))
         return (path.with_suffix("") if self.compression else path).suffix.lower()
 
     @property
@@ -53,21 +61,10 @@ class SourceFile:
         return self.num_bytes * (_EXPANSION if self.compression else 1)
 
 
-def is_remote(location: str) -> bool:
-    return "://" in location
-
-
-def open_plain(location: str) -> BinaryIO:
-    """The bytes as they lie there; seekable."""
-    if is_remote(location):
-        return cast(BinaryIO, fsspec.open(location, "rb").open())
-    return open(location, "rb")
-
-
 @contextlib.contextmanager
 def reading(location: str) -> Iterator[BinaryIO]:
     """The file, decompressed.  Errors of the disk and of the content name it."""
-    with read_errors(location), open_plain(location) as plain:
+    with read_errors(location), open_file(location) as plain:
         compression = SourceFile(location, 0).compression
         if compression is None:
             yield plain
@@ -91,31 +88,36 @@ def reading_seekable(location: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def read_errors(location: str) -> Iterator[None]:
-    """DataError where the content is damaged, EnvironmentFault where the disk or the net is to blame."""
+    """DataError where the content is damaged, EnvironmentFault where the disk is to blame."""
     try:
         yield
+    except FileNotFoundError:
+        raise _missing(location) from None
     except (pa.ArrowException, OSError) as error:
         # The decompressors and parsers of pyarrow raise OSErrors without an errno.
-        if isinstance(error, pa.ArrowException) or (error.errno is None and not is_remote(location)):
+        if isinstance(error, pa.ArrowException) or error.errno is None:
             raise DataError(
                 "an input file is damaged",
-                where=location,
+                where=redact(location),
                 why=str(error).splitlines()[0],
                 do="Copy or make the file again.",
             ) from error
         raise EnvironmentFault(
-            "cannot read an input", where=location, why=str(error), do="Look at the path, the rights and the net."
+            "cannot read an input", where=redact(location), why=str(error), do="Look at the path and the rights."
         ) from error
 
 
 def content_key(file: SourceFile) -> str:
-    """Changes with the content: a hash of it, or for a remote file what the storage tells about it."""
-    if is_remote(file.location):
-        fs, path = fsspec.core.url_to_fs(file.location)
-        with read_errors(file.location):
-            return f"{file.num_bytes}:{fs.ukey(path)}"
-    with disk_errors(Path(file.location), "read an input"):
-        return sha256_of(Path(file.location))
+    """Changes with the content: a hash of it, or for a remote file what the storage tells about its version."""
+    if not is_remote(file.location):
+        path = local_path(file.location)
+        with disk_errors(path, "read an input"):
+            return sha256_of(path)
+    fs, key = file_system(file.location, Retries())
+    with read_errors(file.location):
+        info = persist(lambda: fs.info(key), file.location, Retries(), "read from")
+    facts = {name: str(info[name]) for name in _VERSION_FIELDS if name in info}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def list_files(given: str, wanted: Callable[[SourceFile], bool]) -> list[SourceFile]:
@@ -125,7 +127,7 @@ def list_files(given: str, wanted: Callable[[SourceFile], bool]) -> list[SourceF
     """
     if is_remote(given):
         return _list_remote(given, wanted)
-    path = os.path.expanduser(given)
+    path = os.path.expanduser(local_path(given))
     if os.path.isfile(path):
         return [_local(path)]
     found = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
@@ -148,26 +150,29 @@ def _local(path: str) -> SourceFile:
 
 
 def _list_remote(given: str, wanted: Callable[[SourceFile], bool]) -> list[SourceFile]:
-    try:
-        fs, path = fsspec.core.url_to_fs(given)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            "an input cannot be opened", where=given, why=str(error), do="Install the extra that the URL needs: s3, ..."
-        ) from error
+    if is_http(given):
+        with read_errors(given):
+            return [SourceFile(given, RemoteFile(given).size)]
+    fs, key = file_system(given, Retries())
+    search = fs.glob if any(sign in key for sign in _GLOB_SIGNS) else fs.find
     with read_errors(given):
-        if fs.isfile(path):
-            return [SourceFile(given, int(fs.info(path)["size"]))]
-        names = fs.glob(path) if any(sign in path for sign in "*[") else fs.find(path)
-        found = [SourceFile(fs.unstrip_protocol(name), int(fs.info(name)["size"])) for name in sorted(names)]
+        infos = persist(lambda: search(key, detail=True), given, Retries(), "list")
+    scheme = given.partition("://")[0]
+    found = [
+        SourceFile(f"{scheme}://{name.lstrip('/')}", int(info["size"] or 0))
+        for name, info in sorted(infos.items())
+        if info["type"] == "file"
+    ]
     if not found:
         raise _missing(given)
-    return [file for file in found if wanted(file)]
+    named_itself = list(infos) == [key]
+    return [file for file in found if named_itself or wanted(file)]
 
 
 def _missing(given: str) -> DataError:
     return DataError(
         "an input does not exist",
-        where=given,
+        where=redact(given),
         why="No file, no folder, and no pattern that matches any.",
         do="Look at the path; quote patterns so that the shell leaves them alone.",
     )

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dist_lm.data.kinds import fields as checked
 from dist_lm.data.kinds.base import Empty, Unusable
+from dist_lm.data.location import is_remote, local_path, redact
 from dist_lm.data.sources.columnar import hf_dataset_files
-from dist_lm.data.sources.files import COMPRESSIONS, SourceFile, is_remote, list_files
+from dist_lm.data.sources.files import COMPRESSIONS, SourceFile, list_files
 from dist_lm.data.sources.format import Format, ReadSettings, Split
 from dist_lm.data.sources.record import BadRecords, Record
 from dist_lm.data.sources.registry import BY_SUFFIX, FORMATS, format_named
@@ -31,7 +31,7 @@ def list_inputs(inputs: Sequence[str], settings: ReadSettings) -> list[SourceFil
         if not files:
             raise DataError(
                 "there are no readable files in an input",
-                where=given,
+                where=redact(given),
                 why=f"Looked for {', '.join(BY_SUFFIX)}, also with {' or '.join(COMPRESSIONS)} behind.",
                 do="Give the folder that holds your data, or name the format: --format text.",
             )
@@ -50,7 +50,7 @@ def format_of(file: SourceFile, settings: ReadSettings) -> Format:
     if file.suffix not in BY_SUFFIX:
         raise DataError(
             f"files of kind '{file.suffix}' cannot be read",
-            where=file.location,
+            where=redact(file.location),
             why=f"Known are {', '.join(BY_SUFFIX)}, also with {' or '.join(COMPRESSIONS)} behind.",
             do=f"Name the format, if it is one of these: --format {'|'.join(FORMATS)}",
         )
@@ -90,9 +90,9 @@ def read_texts(inputs: Sequence[str], settings: ReadSettings, *, max_bad: int = 
 
 
 def _expand(given: str, settings: ReadSettings) -> list[SourceFile]:
-    path = Path(given).expanduser()
-    if not is_remote(given) and path.is_dir():
-        saved = hf_dataset_files(path)
+    if not is_remote(given):
+        path = local_path(given).expanduser()
+        saved = hf_dataset_files(path) if path.is_dir() else None
         if saved is not None:
             return [SourceFile(str(file), file.stat().st_size) for file in saved]
     files = list_files(given, lambda file: settings.format is not None or file.suffix in BY_SUFFIX)

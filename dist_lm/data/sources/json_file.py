@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from dist_lm.data.location import redact
 from dist_lm.data.sources.files import reading
 from dist_lm.data.sources.format import Format, ReadSettings, Split
 from dist_lm.data.sources.lines import decode, without_mark
@@ -77,7 +78,7 @@ def _questions(articles: list[Any], location: str, bad: BadRecords) -> Iterator[
 def _unknown(location: str, why: str) -> DataError:
     return DataError(
         "a JSON file cannot be used",
-        where=location,
+        where=redact(location),
         why=why,
         do='Write one object a line (.jsonl), a list of objects, or {"data": [...]} in the layout of SQuAD.',
     )

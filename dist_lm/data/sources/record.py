@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from dist_lm.data.sources.files import open_plain
+from dist_lm.data.location import redact
+from dist_lm.data.storage import open_file
 from dist_lm.errors import DataError
 
 EXAMPLES_SHOWN = 3
@@ -31,8 +32,8 @@ class Where:
     def __str__(self) -> str:
         if self.start and isinstance(self.number, int):
             # Only told of the few records that are refused: nobody else pays for the counting.
-            return f"{self.location}:{self.number + _lines_before(self.location, self.start)}"
-        return f"{self.location}:{self.number}"
+            return f"{redact(self.location)}:{self.number + _lines_before(self.location, self.start)}"
+        return f"{redact(self.location)}:{self.number}"
 
 
 class Record(NamedTuple):
@@ -73,7 +74,7 @@ class BadRecords:
 
 @lru_cache(maxsize=8)
 def _lines_before(location: str, start: int) -> int:
-    with open_plain(location) as file:
+    with open_file(location) as file:
         return sum(chunk.count(b"\n") for chunk in _chunks(file, start))
 
 

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from dist_lm.data.location import redact
 from dist_lm.data.sources.files import reading_seekable
 from dist_lm.data.sources.format import Format, ReadSettings, Split
 from dist_lm.data.sources.json_lines import json_object
@@ -91,4 +92,4 @@ def _record(key: str, members: dict[str, bytes], location: str, bad: BadRecords)
 
 
 def _damaged(location: str, why: str) -> DataError:
-    return DataError("a tar file is damaged", where=location, why=why, do="Copy or make the file again.")
+    return DataError("a tar file is damaged", where=redact(location), why=why, do="Copy or make the file again.")
