@@ -42,7 +42,7 @@ class Parquet(Format):
         return sum(_group_bytes(file))
 
     def read(self, split: Split, settings: ReadSettings, bad: BadRecords) -> Iterator[Record]:
-        with reading_seekable(split.location) as file, pq.ParquetFile(file) as table:
+        with reading_seekable(split.location) as file, pq.ParquetFile(file, page_checksum_verification=True) as table:
             end = table.num_row_groups if split.end is None else split.end
             first = sum(table.metadata.row_group(group).num_rows for group in range(split.start))
             names = _needed_columns(table.schema_arrow, settings)
