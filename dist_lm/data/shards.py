@@ -25,6 +25,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -32,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_lm.data.blocks import block_key, find_damage, member_problem, owner_name
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.location import is_remote, join, redact
 from dist_lm.data.manifest import (
     FORMAT_VERSION,
@@ -171,13 +173,21 @@ class ShardReader:
     """
 
     def __init__(
-        self, location: str | Path, manifest: Manifest, *, verify: bool = True, opener: Opener = _open
+        self,
+        location: str | Path,
+        manifest: Manifest,
+        *,
+        verify: bool = True,
+        opener: Opener = _open,
+        cache: ShardCache | None = None,
     ) -> None:
         self.location = str(location)
         self.manifest = manifest
         self._remote = is_remote(location)
         self._verify = verify
         self._opener = opener
+        # What lies on this machine is read where it lies.
+        self._cache = cache if self._remote else None
         self._offsets: dict[int, NDArray[np.uint64]] = {}
         self._wds = _webdataset()
 
@@ -187,11 +197,14 @@ class ShardReader:
         path = join(self.location, entry.name)
         block = lo_block
         try:
-            with self._opener(path, size=entry.bytes if shard in self._offsets else None) as file:
+            cached = self._cached(shard)
+            with cached or self._opener(path, size=entry.bytes if shard in self._offsets else None) as file:
                 if shard not in self._offsets:
-                    self._offsets[shard] = self._check_shard(shard, path, file)
+                    self._check_shard(shard, file, hashed=cached is None and not self._remote)
+                    self._offsets[shard] = self._read_index(entry)
                 offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
-                window = _Window(file, path, lo_block, offsets, check_content=self._verify and self._remote)
+                check_content = self._verify and self._remote and cached is None
+                window = _Window(file, path, lo_block, offsets, check_content=check_content)
                 # A list among the arguments is taken apart into stages: hence a list in the list.
                 pipeline = self._wds.DataPipeline(
                     [[{"url": entry.name, "stream": window}]],
@@ -234,21 +247,36 @@ class ShardReader:
             arrays[column.name] = np.frombuffer(payload, column.numpy_dtype).reshape(rows, *column.shape)
         return arrays
 
-    def _check_shard(self, shard: int, path: str, file: BinaryIO) -> NDArray[np.uint64]:
-        """The offsets of the blocks, once the shard and its index are what the manifest says."""
+    def _cached(self, shard: int) -> BinaryIO | None:
+        """The shard from the cache, compared with its SHA-256 there."""
+        if self._cache is None:
+            return None
         entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
+        damage = partial(self._damage, shard)
+        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage)
+
+    def _check_shard(self, shard: int, file: BinaryIO, *, hashed: bool) -> None:
+        """Compare a file with what the manifest says of its shard."""
+        entry = self.manifest.shards[shard]
+        if file.seek(0, os.SEEK_END) != entry.bytes:
+            raise self._damage(shard, file)
+        if self._verify and hashed:
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
+                raise self._damage(shard, file)
+
+    def _damage(self, shard: int, file: BinaryIO) -> DataError:
+        """What is wrong with a file that has not the size or hash of its shard."""
+        entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
         offsets = self._read_index(entry)
         size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
             block = min(int(np.searchsorted(offsets[1:], size, side="right")), entry.blocks - 1)
-            raise _damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
-        if self._verify and not self._remote:
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-            if digest != entry.sha256:
-                damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
-                raise _damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
-        return offsets
+            return _damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
+        damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
+        return _damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
         path = join(self.location, entry.index_name)
