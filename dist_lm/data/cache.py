@@ -30,7 +30,7 @@ from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 
-from dist_lm.data.location import name_of, redact
+from dist_lm.data.location import name_of, without_secrets
 from dist_lm.data.remote_file import PIECE_BYTES
 from dist_lm.data.retry import Retries
 from dist_lm.data.storage import open_file
@@ -213,7 +213,7 @@ def key_of(location: str) -> str:
 
     Users and signatures are no part of it: they change while the shard stays.
     """
-    digest = hashlib.sha256(redact(location).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(without_secrets(location).encode()).hexdigest()[:16]
     return f"{digest}-{re.sub(r'[^A-Za-z0-9._-]', '_', name_of(location))}"
 
 

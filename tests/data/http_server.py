@@ -67,7 +67,7 @@ class FaultyServer:
     fired: Counter[str] = field(default_factory=Counter)
     requests: list[Request] = field(default_factory=list)
     hold: threading.Event | None = None
-    """If set, answers with a body wait for this event after their first half."""
+    """If set, answers with the content of a shard wait for this event after their first half."""
     held: threading.Event = field(default_factory=threading.Event)
     """Set when an answer waits."""
     connections: list[socket.socket] = field(default_factory=list)
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         state, half = self.server_state, len(body) // 2
         try:
             self.wfile.write(body[:half])
-            if state.hold is not None and len(body) > 1:
+            if state.hold is not None and self.path.endswith(".tar") and len(body) > 1:
                 state.held.set()
                 state.hold.wait()
             if kind == "stall":
