@@ -47,7 +47,7 @@ class Stream:
 
     def __init__(
         self,
-        location: str | Path,
+        folder: str | Path,
         *,
         seed: int,
         lanes: int,
@@ -61,12 +61,12 @@ class Stream:
         verify: bool = True,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
-        manifest = Manifest.load(location)
-        self.view = view_of(manifest, seq_len, where=redact(location))
+        manifest = Manifest.load(folder)
+        self.view = view_of(manifest, seq_len, where=redact(folder))
         if self.view.num_rows < global_rows:
             raise DataError(
                 f"the data set is smaller than one global batch of {global_rows} rows",
-                where=redact(location),
+                where=redact(folder),
                 why=f"It has {self.view.num_rows} rows.",
                 do="Prepare more data, or lower batch.global.",
             )
@@ -77,7 +77,7 @@ class Stream:
         # The slots of a rank step by world_size, the batches by global_rows.
         step = math.gcd(lanes, global_rows, world_size)
         own_lanes = range((position + rank) % step, lanes, step)
-        reader = ShardReader(location, manifest, verify=verify)
+        reader = ShardReader(folder, manifest, verify=verify)
         self._eras = Eras(self._order, self.view, reader, own_lanes, partner_columns)
         self._handover = _Handover(READ_AHEAD)
         self._position = position
