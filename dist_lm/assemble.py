@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ import dist_lm
 from dist_lm import disk
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import Tokenizer, compare_tokenizer, load_tokenizer
@@ -136,15 +136,15 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     tokenizer = load_tokenizer(config.data.tokenizer)
     data = open_training_set(config)
     for source in data.sources:
-        compare_tokenizer(source.view.manifest, tokenizer, folder=Path(source.location))
+        compare_tokenizer(source.view.manifest, tokenizer, folder=source.location)
     for location in config.data.heldout_sets.values():
-        heldout = Manifest.load(Path(location))
-        compare_tokenizer(heldout, tokenizer, folder=Path(location))
-        view_of(heldout, data.view.seq_len, where=location)
+        heldout = Manifest.load(location)
+        compare_tokenizer(heldout, tokenizer, folder=location)
+        view_of(heldout, data.view.seq_len, where=redact(location))
         if heldout.labels != data.view.manifest.labels:
             raise DataError(
                 "training and held-out data have different labels",
-                where=f"{data.sources[0].location} and {location}",
+                where=f"{redact(data.sources[0].location)} and {redact(location)}",
                 do="Prepare both from the same source in one call.",
             )
     task = build_task(config.task, tokenizer, data.view, config.run.seed)

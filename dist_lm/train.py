@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -248,7 +247,7 @@ class _Loop:
             values = evaluate(
                 self.engine,
                 self.task,
-                Path(location),
+                location,
                 self.ranks,
                 micro_rows=self.config.batch.micro_rows,
                 seed=self.config.run.seed,

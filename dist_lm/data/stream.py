@@ -15,7 +15,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -64,7 +63,7 @@ class Stream:
             Eras(
                 source.order,
                 source.view,
-                ShardReader(Path(source.location), source.view.manifest, verify=verify),
+                ShardReader(source.location, source.view.manifest, verify=verify),
                 own_lanes,
                 partner_columns,
                 first_sample_id=source.first_sample_id,

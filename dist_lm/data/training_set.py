@@ -14,12 +14,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dist_lm.config import SourceSpec
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.mixture import Mixture, Stage
 from dist_lm.data.order import Order, keyed_hash
@@ -59,7 +59,7 @@ class TrainingSet:
 
         Raises ConfigError or DataError where the sources, weights or stages do not fit.
         """
-        views = [view_of(Manifest.load(Path(spec.path)), seq_len, where=spec.path) for spec in specs]
+        views = [view_of(Manifest.load(spec.path), seq_len, where=redact(spec.path)) for spec in specs]
         _refuse_misfits(specs, views)
         self.seed, self.lanes, self.era = seed, lanes, era
         names = source_names(specs)
@@ -114,7 +114,7 @@ class TrainingSet:
             if wanted > source.view.num_rows:
                 raise DataError(
                     f"the data set is smaller than its part of a global batch of {global_rows} rows",
-                    where=source.location,
+                    where=redact(source.location),
                     why=f"It has {source.view.num_rows} rows; a batch takes {wanted}.",
                     do="Prepare more data, or lower batch.global.",
                 )
@@ -130,7 +130,8 @@ def source_names(specs: Sequence[SourceSpec]) -> list[str]:
     for spec in specs:
         name = spec.name
         if not name:
-            parts = [part for part in spec.path.split("/") if part] or ["data"]
+            path = redact(spec.path).partition("?")[0]
+            parts = [part for part in path.split("/") if part] or ["data"]
             folder = parts[-2] if parts[-1] == "train" and len(parts) > 1 else parts[-1]
             plain = name = re.sub(r"[^A-Za-z0-9_-]", "_", folder)
             number = 1
@@ -155,7 +156,7 @@ def _sources(
         try:
             order = Order(view.shard_rows, seed=own_seed, lanes=lanes, era=era)
         except DataError as error:
-            error.where = f"{error.where}, {spec.path}"
+            error.where = f"{error.where}, {redact(spec.path)}"
             raise
         yield Source(name, spec.path, view, order, first_sample_id)
         first_sample_id += view.num_rows
@@ -179,7 +180,7 @@ def _refuse_misfits(specs: Sequence[SourceSpec], views: Sequence[View]) -> None:
         if different:
             raise DataError(
                 f"two sources cannot be mixed: their {' and '.join(different)} differ",
-                where=f"{specs[0].path} and {spec.path}",
+                where=f"{redact(specs[0].path)} and {redact(spec.path)}",
                 why="\n".join(f"{name}: {facts[0][name]} and {other[name]}"[:200] for name in different[:2]),
                 do="Prepare all sources with one tokenizer, one kind and the same options.",
             )
