@@ -58,4 +58,4 @@ class Tokens(Kind):
 
 def separator_id(tokenizer: Tokenizer) -> int:
     """The token that ends each document."""
-    return tokenizer.sep_id
+    return tokenizer.separator_id
