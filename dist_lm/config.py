@@ -8,11 +8,13 @@ as they are: they count from the working directory, not from the YAML file.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from dist_lm.config_data import DataSection, SourceSpec, StageSpec
 from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
 from dist_lm.config_section import Rule, Section, Seed, refuse
@@ -30,7 +32,9 @@ __all__ = [
     "RunSection",
     "ScheduleSection",
     "Section",
+    "SourceSpec",
     "SpanCorruptionTask",
+    "StageSpec",
     "Task",
 ]
 
@@ -59,22 +63,6 @@ class ClassificationTask(Section):
 
 
 Task = Annotated[MlmTask | CausalLmTask | SpanCorruptionTask | ClassificationTask, Field(discriminator="name")]
-
-
-class DataSection(Section):
-    train: Path
-    """Prepared data set (a folder with manifest.json)."""
-    heldout: Path | None = None
-    """Prepared data set for evaluation."""
-    tokenizer: Path
-    """Tokenizer folder; must be the one that the data sets were prepared with."""
-    seq_len: PositiveInt | None = None
-    """Tokens of a row, for data sets of kind `tokens`, which need it.  Other kinds were packed for a
-    length when they were prepared."""
-    lanes: PositiveInt = 16
-    """Readers that go through the shards side by side (design note: data order)."""
-    era: PositiveInt = 1024
-    """Rows of a lane that are shuffled together."""
 
 
 class BatchSection(Section):
@@ -123,7 +111,14 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
-    if run.eval_every and config.data.heldout is None:
+    steps = [stage.from_step for stage in config.data.stages]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "data.stages begin at steps that do not grow", ("data.stages",)
+    if steps and steps[-1] > run.steps:
+        yield f"data.stages begin at step {steps[-1]}, after run.steps {run.steps}", ("data.stages", "run.steps")
+    if steps and len(config.data.sources) < 2:
+        yield "data.stages has no effect: data.train is not a mixture", ("data.stages", "data.train")
+    if run.eval_every and not config.data.heldout:
         yield (
             "run.eval_every has no effect without data.heldout",
             ("run.eval_every", "data.heldout"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dist_lm.config import RunConfig, Section
 from dist_lm.config_keys import flatten, public_fields, sections_in
@@ -65,8 +65,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
-    left_out = {*_PATHS, *_REPORTING, *_SHARING}
-    return {key: _json(value) for key, value in flatten(config).items() if key not in left_out}
+    left_out = (*_PATHS, *_REPORTING, *_SHARING)
+    return {
+        key: _json(value)
+        for key, value in flatten(config).items()
+        if not any(f"{key}.".startswith(f"{name}.") for name in left_out)
+    }
 
 
 def identity_diff(old: Mapping[str, Any], new: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
@@ -100,6 +104,8 @@ def _text(value: Any) -> str:
 def _json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_json(item) for item in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     return str(value) if isinstance(value, Path) else value
 
 

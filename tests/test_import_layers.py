@@ -16,23 +16,25 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 LAYERS: list[set[str]] = [
     {
         *("errors", "disk", "faults", "yaml_tree", "json_tree"),
-        *("config", "config_section", "config_model", "config_pretraining"),
+        *("config", "config_data", "config_section", "config_model", "config_pretraining"),
         *("config_keys", "config_mistakes", "config_files"),
     },
     {"ranks", "run_dir", "stop", "ops"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks", "model", "run_model"},
     {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
 SEAMS = {
-    "ray": {"cluster/ray_train.py"},
+    "ray": {"cluster/ray_train.py", "data/preparation/runners.py"},
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
 }
 LIGHT = [
     "cli.py",
+    "cli_data.py",
     "errors.py",
     "config.py",
     "config_section.py",
@@ -51,9 +53,14 @@ LIGHT = [
     "ops.py",
     "data/location.py",
     "data/order.py",
+    "data/prepare.py",
+    "data/preparation/map_task.py",
+    "data/preparation/reduce_task.py",
+    "data/preparation/runners.py",
+    "data/sources/inputs.py",
+    "data/sources/registry.py",
     "data/remote_file.py",
     "data/retry.py",
-    "data/sources.py",
     "data/storage.py",
 ]
 HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}
