@@ -7,6 +7,7 @@ as they are: they count from the working directory, not from the YAML file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rule = tuple[str, tuple[str, ...]]
 """A broken rule in words, and the dotted keys that it is about."""
+_SECRET = re.compile(r"://([^/]*:[^/]*@|[^?]*\?)")
 _ROUNDING = 1e-9
 """Slack for shares that a person wrote in decimal, such as 0.7 + 0.3."""
 
@@ -174,6 +176,13 @@ def _read_items(model: type[BaseModel], items: Any, key: str) -> Iterator[Any]:
             )
 
 
+class CacheSection(Section):
+    dir: Path | None = None
+    """Folder on this machine for copies of remote shards, shared by its ranks; empty: read them where they lie."""
+    limit_gb: PositiveFloat = 100.0
+    """Most that the copies take (1 GB is 1e9 bytes); should hold two shards for each lane that a machine reads."""
+
+
 class DataSection(Section):
     train: Annotated[str | tuple[SourceSpec, ...], BeforeValidator(_read_sources)]
     """Prepared data set (a folder with manifest.json), or a list of them to mix: `- {path: ..., weight: ...}`."""
@@ -190,6 +199,7 @@ class DataSection(Section):
     """Readers that go through the shards side by side (design note: data order)."""
     era: PositiveInt = 1024
     """Rows of a lane that are shuffled together."""
+    cache: CacheSection = CacheSection()
 
     @property
     def sources(self) -> tuple[SourceSpec, ...]:
@@ -274,6 +284,16 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
+    places = {"data.train": [source.path for source in config.data.sources]}
+    places["data.heldout"] = list(config.data.heldout_sets.values())
+    for key, locations in places.items():
+        # A configuration is shown, logged, and copied into the run folder.
+        if any(_SECRET.search(location) for location in locations):
+            yield (
+                f"{key} holds a URL with a password or a query string; credentials belong into the environment, "
+                "~/.netrc, or the files of the storage's own tools",
+                (key,),
+            )
     steps = [stage.from_step for stage in config.data.stages]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield "data.stages begin at steps that do not grow", ("data.stages",)
