@@ -7,6 +7,7 @@ gathered, only sums.
 
 from __future__ import annotations
 
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
@@ -15,7 +16,14 @@ from dist_lm.tasks.base import Task
 
 
 def evaluate(
-    engine: Engine, task: Task, location: str, ranks: Ranks, *, micro_rows: int, seed: int
+    engine: Engine,
+    task: Task,
+    location: str,
+    ranks: Ranks,
+    *,
+    micro_rows: int,
+    seed: int,
+    cache: ShardCache | None = None,
 ) -> dict[str, float]:
     """Averages over the data set in `location`; a collective call of all ranks."""
     names = [f"{name}_{part}" for name in task.objectives for part in ("loss", "correct")]
@@ -29,6 +37,7 @@ def evaluate(
         seq_len=task.view.seq_len,
         partner_columns=task.partner_columns,
         seed=seed,
+        cache=cache,
     )
     for micro_rows_of_rank in rows:
         micro_batch = task.collate(micro_rows_of_rank)

@@ -251,6 +251,7 @@ class _Loop:
                 self.ranks,
                 micro_rows=self.config.batch.micro_rows,
                 seed=self.config.run.seed,
+                cache=self.parts.cache,
             )
             prefix = f"{set_name}_" if set_name else ""
             self.heldout_metrics |= {prefix + name: value for name, value in values.items()}
