@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,19 @@ _SMALLEST_VOCABULARY = 100
 _WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Special tokens of a model input: prefix, first text, middle, second text, suffix."""
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A Hugging Face tokenizer as dist_lm uses it: its Rust part, and what the tasks need to know."""
@@ -72,6 +85,36 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token numbers of each text; no special tokens are added, none is recognised in the text."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Token numbers and character offsets of each text; special tokens as in `encode_batch`."""
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token numbers of each word of one text that is split into words already."""
+        encoding = self._backend.encode(list(words), is_pretokenized=True, add_special_tokens=False)
+        pieces: list[list[int]] = [[] for _ in words]
+        for number, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            pieces[word].append(number)
+        return pieces
+
+    def encode_template(self, text: str) -> list[int]:
+        """Token numbers of text that dist_lm or a chat template wrote: here special tokens are special."""
+        self._backend.encode_special_tokens = False
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            return ids
+        finally:
+            self._backend.encode_special_tokens = True
+
+    def frame(self, *, pair: bool = False) -> Frame:
+        """The special tokens that this tokenizer puts around one text, or around two."""
+        encoding = self._backend.encode("a", "a" if pair else None, add_special_tokens=True)
+        begins = [place for place, part in enumerate(encoding.sequence_ids) if part == 0]
+        others = [place for place, part in enumerate(encoding.sequence_ids) if part == 1]
+        ids, last = encoding.ids, (others or begins)[-1] + 1
+        middle = ids[begins[-1] + 1 : others[0]] if pair else []
+        return Frame(tuple(ids[: begins[0]]), tuple(middle), tuple(ids[last:]))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; special tokens are shown."""

@@ -5,18 +5,38 @@ Enters: the task section.  Leaves: a Task.  Promises: one place to add a task.
 
 from __future__ import annotations
 
-from dist_lm.config import ClassificationTask, MlmTask
+from dist_lm.config import (
+    ClassificationTask,
+    FineTuningTask,
+    InstructionTask,
+    MlmTask,
+    QuestionAnsweringTask,
+    Seq2SeqTask,
+    TokenClassificationTask,
+)
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.classification import Classification
+from dist_lm.tasks.instruction import InstructionTuning
 from dist_lm.tasks.mlm import MaskedLanguageModelling
+from dist_lm.tasks.question_answering import QuestionAnswering
+from dist_lm.tasks.seq2seq import Seq2Seq
+from dist_lm.tasks.token_classification import TokenClassification
 
 
-def build_task(settings: MlmTask | ClassificationTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> Task:
+def build_task(settings: MlmTask | FineTuningTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> Task:
     """Raises DataError where the data set is of another kind than the task reads."""
     match settings:
         case MlmTask():
             return MaskedLanguageModelling(settings, tokenizer, manifest, seed)
         case ClassificationTask():
-            return Classification(tokenizer, manifest, seed)
+            return Classification(settings, tokenizer, manifest, seed)
+        case TokenClassificationTask():
+            return TokenClassification(settings, tokenizer, manifest, seed)
+        case QuestionAnsweringTask():
+            return QuestionAnswering(tokenizer, manifest, seed)
+        case Seq2SeqTask():
+            return Seq2Seq(settings, tokenizer, manifest, seed)
+        case InstructionTask():
+            return InstructionTuning(tokenizer, manifest, seed)
