@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"errors", "disk", "faults", "config", "config_keys", "config_mistakes", "config_files", "yaml_tree", "json_tree"},
     {"ranks", "run_dir", "stop", "ops"},
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"engine", "checkpoint", "metrics", "tasks"},
+    {"engine", "checkpoint", "metrics", "tasks", "scores"},
     {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
     {"cli"},
     {"__main__"},

@@ -20,7 +20,8 @@ class Generated(MetricSet):
 
     def __init__(self, tokenize: str = "13a") -> None:
         from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
 
         # force: a record that ends in " ." is not worth a warning a text.
         self._metrics: tuple[Any, Any] = (BLEU(tokenize=tokenize, force=True), CHRF())

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dist_lm.config import ModelSection
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.errors import DataError
 from dist_lm.scores.base import MetricState
 
@@ -62,7 +62,8 @@ class Task(ABC):
     partner_columns: tuple[str, ...] = ()
     """Columns of another row of the same block that collate wants beside each row."""
 
-    def __init__(self, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        manifest = view.manifest
         if manifest.kind != self.data_kind:
             raise DataError(
                 f"this task reads data of kind `{self.data_kind}`, the data set is of kind `{manifest.kind}`",
@@ -70,7 +71,7 @@ class Task(ABC):
                 do=f"Prepare it with `dist-lm data prepare --kind {self.data_kind}`.",
             )
         self.tokenizer = tokenizer
-        self.manifest = manifest
+        self.view = view
         self.seed = seed
 
     @abstractmethod
@@ -79,7 +80,7 @@ class Task(ABC):
 
     def described(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, its config telling whoever predicts with it how its inputs were made."""
-        model.config.dist_lm = {"kind": self.data_kind, "seq_len": self.manifest.seq_len, **self.manifest.facts}
+        model.config.dist_lm = {"kind": self.data_kind, "seq_len": self.view.seq_len, **self.view.manifest.facts}
         return model
 
     @abstractmethod
@@ -100,11 +101,15 @@ class Task(ABC):
 
     def judge(self, state: MetricState, predicted: Tensor, micro_batch: MicroBatch) -> None:
         """Add what was predicted for a micro-batch, on the host, to the metrics."""
+        raise NotImplementedError(f"{type(self).__name__} has metrics and does not say what was predicted")
 
     def row_lengths(self, rows: Rows) -> NDArray[np.int64]:
         """[R] tokens of each row, as far as padding goes."""
-        names = {column.lengths for column in self.manifest.columns if column.lengths in rows.columns}
-        return np.sum([np.zeros(len(rows), np.int64), *(rows.columns[name] for name in names)], axis=0, dtype=np.int64)
+        names = {column.lengths for column in self.view.columns if column.lengths in rows.columns}
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        for name in names:
+            lengths += rows.columns[name]
+        return lengths
 
     def by_length(self, rows: Rows) -> Rows:
         """The rows of a batch, short ones first, so that micro-batches hold rows of like length.

@@ -20,9 +20,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from dist_lm import model as models
 from dist_lm.config import ClassificationTask, ModelSection
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.scores.base import MetricSet, MetricState
 from dist_lm.scores.classes import ManyClasses, Numbers, OneClass
@@ -47,11 +47,11 @@ class Classification(Task):
     data_kind = "classification"
     objectives = ("label",)
 
-    def __init__(self, settings: ClassificationTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
-        super().__init__(tokenizer, manifest, seed)
+    def __init__(self, settings: ClassificationTask, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        super().__init__(tokenizer, view, seed)
         self.settings = settings
-        self.problem = str(manifest.facts.get("problem_type", ONE))
-        self.labels = tuple(manifest.labels)
+        self.problem = str(view.manifest.facts.get("problem_type", ONE))
+        self.labels = tuple(view.manifest.labels)
         if self.problem not in (ONE, MANY, NUMBER):
             raise DataError(
                 "the data set holds texts without labels",
@@ -80,7 +80,7 @@ class Classification(Task):
                 section,
                 self.tokenizer,
                 AutoModelForSequenceClassification,
-                positions=self.manifest.seq_len,
+                positions=self.view.seq_len,
                 seed=self.seed,
                 problem_type=self.problem,
                 **head,
@@ -91,7 +91,7 @@ class Classification(Task):
         pair = "second" in rows.columns
         names = [("first", "first_length"), ("second", "second_length")] if pair else [("tokens", "length")]
         segments = [(rows.columns[tokens], rows.columns[length].astype(np.int64)) for tokens, length in names]
-        ids_BT, kinds_BT, lengths_B = join_segments(segments, self.tokenizer, end=self.manifest.seq_len)
+        ids_BT, kinds_BT, lengths_B = join_segments(segments, self.tokenizer, end=self.view.seq_len)
         inputs = attention_inputs(ids_BT, kinds_BT, lengths_B)
         judged = np.flatnonzero(rows.real)
         inputs["judged_rows"] = torch.from_numpy(judged)

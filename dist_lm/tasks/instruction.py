@@ -34,7 +34,7 @@ class InstructionTuning(Task):
                 section,
                 self.tokenizer,
                 AutoModelForCausalLM,
-                positions=self.manifest.seq_len,
+                positions=self.view.seq_len,
                 seed=self.seed,
             )
         )

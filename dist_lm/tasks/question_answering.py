@@ -34,7 +34,7 @@ class QuestionAnswering(Task):
                 section,
                 self.tokenizer,
                 AutoModelForQuestionAnswering,
-                positions=self.manifest.seq_len,
+                positions=self.view.seq_len,
                 seed=self.seed,
             )
         )

@@ -14,8 +14,8 @@ from dist_lm.config import (
     Seq2SeqTask,
     TokenClassificationTask,
 )
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.classification import Classification
 from dist_lm.tasks.instruction import InstructionTuning
@@ -25,18 +25,18 @@ from dist_lm.tasks.seq2seq import Seq2Seq
 from dist_lm.tasks.token_classification import TokenClassification
 
 
-def build_task(settings: MlmTask | FineTuningTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> Task:
+def build_task(settings: MlmTask | FineTuningTask, tokenizer: Tokenizer, view: View, seed: int) -> Task:
     """Raises DataError where the data set is of another kind than the task reads."""
     match settings:
         case MlmTask():
-            return MaskedLanguageModelling(settings, tokenizer, manifest, seed)
+            return MaskedLanguageModelling(settings, tokenizer, view, seed)
         case ClassificationTask():
-            return Classification(settings, tokenizer, manifest, seed)
+            return Classification(settings, tokenizer, view, seed)
         case TokenClassificationTask():
-            return TokenClassification(settings, tokenizer, manifest, seed)
+            return TokenClassification(settings, tokenizer, view, seed)
         case QuestionAnsweringTask():
-            return QuestionAnswering(tokenizer, manifest, seed)
+            return QuestionAnswering(tokenizer, view, seed)
         case Seq2SeqTask():
-            return Seq2Seq(settings, tokenizer, manifest, seed)
+            return Seq2Seq(settings, tokenizer, view, seed)
         case InstructionTask():
-            return InstructionTuning(tokenizer, manifest, seed)
+            return InstructionTuning(tokenizer, view, seed)

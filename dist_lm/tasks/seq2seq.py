@@ -19,9 +19,9 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from dist_lm import model as models
 from dist_lm.config import ModelSection, Seq2SeqTask
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.tasks.base import MicroBatch, Task, clipped, cross_entropy_sums
 
 
@@ -29,8 +29,8 @@ class Seq2Seq(Task):
     data_kind = "seq2seq"
     objectives = ("target",)
 
-    def __init__(self, settings: Seq2SeqTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
-        super().__init__(tokenizer, manifest, seed)
+    def __init__(self, settings: Seq2SeqTask, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        super().__init__(tokenizer, view, seed)
         self.settings = settings
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
@@ -39,7 +39,7 @@ class Seq2Seq(Task):
                 section,
                 self.tokenizer,
                 AutoModelForSeq2SeqLM,
-                positions=max(self.manifest.seq_len, self.manifest.column("target").shape[0]),
+                positions=max(self.view.seq_len, self.view.column("target").shape[0]),
                 seed=self.seed,
             )
         )

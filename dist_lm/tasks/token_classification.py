@@ -19,9 +19,9 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from dist_lm import model as models
 from dist_lm.config import ModelSection, TokenClassificationTask
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.errors import DataError
 from dist_lm.scores.base import MetricState
 from dist_lm.scores.entities import Entities
@@ -42,10 +42,10 @@ class TokenClassification(Task):
     data_kind = "token_classification"
     objectives = ("tag",)
 
-    def __init__(self, settings: TokenClassificationTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
-        super().__init__(tokenizer, manifest, seed)
+    def __init__(self, settings: TokenClassificationTask, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        super().__init__(tokenizer, view, seed)
         self.settings = settings
-        self.labels = tuple(manifest.labels)
+        self.labels = tuple(view.manifest.labels)
         if len(self.labels) < 2:
             raise DataError(
                 f"a tagger needs at least two tags, the data set has {len(self.labels)}",
@@ -61,7 +61,7 @@ class TokenClassification(Task):
                 section,
                 self.tokenizer,
                 AutoModelForTokenClassification,
-                positions=self.manifest.seq_len,
+                positions=self.view.seq_len,
                 seed=self.seed,
                 **head_fields(self.labels),
             )
@@ -89,9 +89,7 @@ class TokenClassification(Task):
         logits_NC = logits_BTC.flatten(0, 1)[inputs["judged"]].float()
         weights_C = None if self.weights_C is None else self.weights_C.to(logits_NC.device)
         smoothing = self.settings.label_smoothing
-        sums = cross_entropy_sums(
-            "tag", logits_NC, inputs["labels"], weights_C=weights_C, label_smoothing=smoothing
-        )
+        sums = cross_entropy_sums("tag", logits_NC, inputs["labels"], weights_C=weights_C, label_smoothing=smoothing)
         return sums if model.training else {**sums, PREDICTED: logits_NC.detach().argmax(dim=-1)}
 
     def metrics_state(self) -> MetricState:

@@ -12,8 +12,8 @@ Columns: tokens, answer and segment [capacity], length.  Segments are numbered f
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from dist_lm.errors import DataError
 
 class Instruction(Kind):
     name = "instruction"
-    fields: dict[str, str] = {}
+    fields: ClassVar[Mapping[str, str]] = {}
     optional_fields = {
         "prompt": "what is asked",
         "response": "the answer to `prompt`",
@@ -88,9 +88,7 @@ class Instruction(Kind):
         return {"chat_template": load_template(tokenizer.path).text}
 
 
-def _encoded(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer
-) -> list[tuple[list[int], bool]]:
+def _encoded(messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
     try:
         return encode_chat(messages, template, tokenizer)
     except Unusable as error:

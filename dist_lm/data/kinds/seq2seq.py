@@ -21,7 +21,6 @@ from dist_lm.data.ragged import padded
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.errors import ConfigError
 
-
 _SHORTEST_TARGET = 4
 
 
@@ -64,9 +63,7 @@ class Seq2Seq(Kind):
             for number, row in enumerate(rows):
                 lost[number, 2:] += (len(row) > capacity, max(len(row) - capacity, 0))
             rows = [cut(row, capacity, suffix) for row in rows]
-            columns[name], columns[f"{name}_length"] = padded(
-                rows, capacity, tokenizer.pad_id, rules.token_dtype
-            )
+            columns[name], columns[f"{name}_length"] = padded(rows, capacity, tokenizer.pad_id, rules.token_dtype)
         count = len(records)
         return PackedRows(np.arange(count, dtype=np.int64), np.zeros(count, dtype=np.int64), columns, lost)
 

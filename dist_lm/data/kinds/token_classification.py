@@ -80,9 +80,7 @@ class TokenClassification(Kind):
                 words = record["tags"][window.first_word : window.first_word + window.num_words]
                 tags.append([numbers[tag] for tag in words])
                 lost[number, 2:] += (window.cut_tokens > 0, window.cut_tokens)
-        tokens, length = padded(
-            [window.ids for window in windows], rules.seq_len, tokenizer.pad_id, rules.token_dtype
-        )
+        tokens, length = padded([window.ids for window in windows], rules.seq_len, tokenizer.pad_id, rules.token_dtype)
         starts, _ = padded([window.word_start for window in windows], rules.seq_len, 0, "uint8")
         tag, num_words = padded(tags, rules.seq_len, 0, "int32")
         columns = {"tokens": tokens, "word_start": starts, "length": length, "tag": tag, "num_words": num_words}
@@ -134,7 +132,7 @@ def word_windows(words: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> li
 
     for number, pieces in enumerate(tokenizer.encode_words(words)):
         # A word of control characters alone has no token; the unknown one keeps its place and its tag.
-        pieces = pieces or [tokenizer.unk_id]
+        pieces = pieces or [tokenizer.special.get("unk_token", tokenizer.pad_id)]
         if ids and len(ids) + len(pieces) > room:
             close(number)
         cut += max(len(pieces) - room, 0)
