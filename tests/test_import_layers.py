@@ -18,8 +18,20 @@ LAYERS: list[set[str]] = [
     {"ranks", "run_dir", "stop", "ops"},
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks", "scores"},
-    {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
-    {"cli"},
+    {
+        "train",
+        "assemble",
+        "evaluate",
+        "trained",
+        "predictors",
+        "predict",
+        "judge",
+        "export",
+        "worker",
+        "cluster",
+        "demo",
+    },
+    {"cli", "cli_model"},
     {"__main__"},
 ]
 SEAMS = {
@@ -29,6 +41,8 @@ SEAMS = {
 }
 LIGHT = [
     "cli.py",
+    "cli_model.py",
+    "data/record_lines.py",
     "errors.py",
     "config.py",
     "config_files.py",

@@ -161,6 +161,10 @@ class Tokenizer:
         middle = ids[begins[-1] + 1 : others[0]] if pair else []
         return Frame(tuple(ids[: begins[0]]), tuple(middle), tuple(ids[last:]))
 
+    def text_of(self, ids: Iterable[int]) -> str:
+        """What a model has written, without special tokens."""
+        return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=True))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; special tokens are shown."""
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -47,15 +47,7 @@ class TokenClassification(Kind):
 
     def clean(self, fields: Fields, rules: PackingRules) -> dict[str, Any]:
         words = clean_words(fields)
-        tags = checked.field(fields, "tags")
-        if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and tag for tag in tags):
-            raise Unusable("field 'tags' is not a list of names")
-        if len(tags) != len(words):
-            raise Unusable(f"{len(tags)} tags for {len(words)} tokens")
-        # Tags without any mark of IOB2, such as parts of speech, are taken as they are.
-        if any(_looks_like_iob2(tag) or tag == OUTSIDE for tag in tags):
-            check_iob2(tags)
-        return {"tokens": words, "tags": list(tags)}
+        return {"tokens": words, "tags": clean_tags(fields, words)}
 
     def columns(self, rules: PackingRules) -> tuple[Column, ...]:
         return (
@@ -97,6 +89,19 @@ def clean_words(fields: Fields) -> list[str]:
     if not words:
         raise Empty("field 'tokens' is empty")
     return [checked.checked(word, "tokens") for word in words]
+
+
+def clean_tags(fields: Fields, words: Sequence[str]) -> list[str]:
+    """The tags of a record's words.  Raises Unusable."""
+    tags = checked.field(fields, "tags")
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and tag for tag in tags):
+        raise Unusable("field 'tags' is not a list of names")
+    if len(tags) != len(words):
+        raise Unusable(f"{len(tags)} tags for {len(words)} tokens")
+    # Tags without any mark of IOB2, such as parts of speech, are taken as they are.
+    if any(_looks_like_iob2(tag) or tag == OUTSIDE for tag in tags):
+        check_iob2(tags)
+    return list(tags)
 
 
 def check_iob2(tags: Sequence[str]) -> None:
