@@ -274,7 +274,7 @@ def data_prepare(
 
 @data_app.command("inspect")
 def data_inspect(
-    folder: Annotated[Path, typer.Argument(help="Prepared data set.")],
+    folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
     tokenizer: TokenizerOption,
     show: Annotated[int, typer.Option(help="Rows to decode.")] = 3,
 ) -> None:
@@ -288,15 +288,18 @@ def data_inspect(
 
 
 @data_app.command("verify")
-def data_verify(folder: Annotated[Path, typer.Argument(help="Prepared data set.")]) -> None:
+def data_verify(
+    folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+) -> None:
     """Compare every shard with the manifest: counts, index, hashes.
 
     dist-lm data verify data/train
     """
+    from dist_lm.data.location import redact
     from dist_lm.data.shards import verify_dataset
 
     manifest = verify_dataset(folder)
-    print(f"ok: {folder}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
+    print(f"ok: {redact(folder)}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
 
 
 @app.command()

@@ -56,10 +56,14 @@ LIGHT = [
     "schedule.py",
     "run_dir.py",
     "ops.py",
+    "data/location.py",
     "data/order.py",
+    "data/remote_file.py",
+    "data/retry.py",
     "data/sources.py",
+    "data/storage.py",
 ]
-HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard"}
+HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}
 
 
 def modules() -> list[Path]:

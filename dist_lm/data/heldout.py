@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import PARTNER_PREFIX, Rows, concat
 from dist_lm.data.shards import Block, ShardReader
@@ -26,7 +27,7 @@ class HeldoutRows:
 
     def __init__(
         self,
-        folder: Path,
+        location: str | Path,
         *,
         rank: int,
         world_size: int,
@@ -41,11 +42,11 @@ class HeldoutRows:
             raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
         if micro_rows < 1 or (limit_rows is not None and limit_rows < 1):
             raise ConfigError(f"micro_rows ({micro_rows}) and limit_rows ({limit_rows}) must be positive")
-        manifest = Manifest.load(folder)
-        self.view = view_of(manifest, seq_len, where=str(folder))
+        manifest = Manifest.load(location)
+        self.view = view_of(manifest, seq_len, where=redact(location))
         if self.view.num_rows == 0:
             why = "There is nothing to evaluate on."
-            raise DataError("the held-out data set has no rows", where=str(folder), why=why)
+            raise DataError("the held-out data set has no rows", where=redact(location), why=why)
         self.num_rows = min(self.view.num_rows, limit_rows or self.view.num_rows)
         """Real rows of all ranks together."""
         self._micro_rows = micro_rows
@@ -57,7 +58,7 @@ class HeldoutRows:
         self._seed = seed
         self._partner_columns = [self.view.column(name).name for name in partner_columns]
         self._shard_start = np.concatenate([[0], np.cumsum(self.view.shard_rows)])
-        self._reader = ShardReader(folder, manifest, verify=verify)
+        self._reader = ShardReader(location, manifest, verify=verify)
 
     def __len__(self) -> int:
         """Micro-batches that every rank yields."""

@@ -4,7 +4,12 @@ Enters: arrays of rows to write; a data set folder to read.  Leaves: `s-000000.t
 `s-000000.tar.idx`; blocks of rows as arrays.  Promises: a shard appears whole or not at all; the
 same rows give the same bytes; and a shard that is missing, cut short, exchanged or damaged ends in
 an error that names it, because every block's key, members and sizes are compared with the manifest.
-webdataset by itself ends a damaged shard without a word.
+webdataset by itself ends a damaged shard without a word.  Shards may come from anybody: nothing is
+extracted, unpickled or decompressed, and a block whose tar headers tell of anything but plain files
+inside it never reaches the tar reader.
+
+Whole shards are checked by SHA-256, where they lie on this machine or in a cache; the blocks of a
+remote shard by the CRC-32 that stands in their headers, as they are read.
 
 Format.  A tar sample is a block of up to `block_rows` rows: a member for each column, named
 `<shard:06d><block:06d>.<column>`, holding the raw little-endian array [rows, *shape]; of a column with
@@ -18,15 +23,17 @@ This is the only module that imports webdataset, and it never gives it a URL.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.blocks import block_key, columns_of, find_damage, members_of, owner_name
+from dist_lm.data.blocks import block_key, columns_of, find_damage, member_problem, members_of, owner_name
+from dist_lm.data.location import is_remote, join, redact
 from dist_lm.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -35,6 +42,7 @@ from dist_lm.data.manifest import (
     ShardEntry,
     shard_name,
 )
+from dist_lm.data.storage import PIECE_BYTES, open_file
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -53,7 +61,6 @@ __all__ = [
 
 Block = dict[str, NDArray[Any]]
 """Rows of one block: for each column an array [rows, *shape], to be read and not written."""
-Opener = Callable[[Path], BinaryIO]
 
 _INDEX_DTYPE = np.dtype("<u8")
 _MAX_NUMBER = 10**6
@@ -68,8 +75,14 @@ def _webdataset() -> Any:
     return webdataset
 
 
-def _open_local(path: Path) -> BinaryIO:
-    return open(path, "rb")
+class Opener(Protocol):
+    def __call__(self, location: str, *, size: int | None) -> BinaryIO:
+        """A seekable file; `size` is its length where that is known already."""
+
+
+def _open(location: str, *, size: int | None) -> BinaryIO:
+    # Windows ask for what they need: reading ahead of them would fetch bytes that nobody wants.
+    return open_file(location, size=size, buffer_bytes=0)
 
 
 # ---------------------------------------------------------------------------------- writing
@@ -157,12 +170,16 @@ def _check_columns(path: Path, columns: Mapping[str, NDArray[Any]], spec: Sequen
 class ShardReader:
     """Reads ranges of blocks of one data set; checks each shard's size and index when it first opens it.
 
-    With `verify` the first opening also hashes the whole shard, once for each reader.
+    With `verify` the first opening also hashes the whole shard, once for each reader; blocks of a remote
+    shard are checked one by one instead.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, verify: bool = True, opener: Opener = _open_local) -> None:
-        self.folder = folder
+    def __init__(
+        self, location: str | Path, manifest: Manifest, *, verify: bool = True, opener: Opener = _open
+    ) -> None:
+        self.location = str(location)
         self.manifest = manifest
+        self._remote = is_remote(location)
         self._verify = verify
         self._opener = opener
         self._offsets: dict[int, NDArray[np.uint64]] = {}
@@ -170,17 +187,18 @@ class ShardReader:
 
     def blocks(self, shard: int, lo_block: int, hi_block: int) -> Iterator[Block]:
         """Blocks [lo_block, hi_block) of a shard (its place in the manifest), one at a time."""
-        path = self.folder / self.manifest.shards[shard].name
+        entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
         block = lo_block
         try:
-            with self._opener(path) as file:
+            with self._opener(path, size=entry.bytes if shard in self._offsets else None) as file:
                 if shard not in self._offsets:
                     self._offsets[shard] = self._check_shard(shard, path, file)
-                start, end = (int(offset) for offset in self._offsets[shard][[lo_block, hi_block]])
-                file.seek(start)
+                offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
+                window = _Window(file, path, lo_block, offsets, check_content=self._verify and self._remote)
                 # A list among the arguments is taken apart into stages: hence a list in the list.
                 pipeline = self._wds.DataPipeline(
-                    [[{"url": path.name, "stream": _Window(file, end - start)}]],
+                    [[{"url": entry.name, "stream": window}]],
                     lambda sources: self._wds.tariterators.tar_file_expander(sources),
                     lambda members: self._wds.tariterators.group_by_keys(members),
                 )
@@ -192,7 +210,7 @@ class ShardReader:
         except (FileNotFoundError, IsADirectoryError):
             raise _damaged(path, block, "The file is missing.") from None
         except OSError as error:
-            where = f"{path}, block {block}"
+            where = f"{redact(path)}, block {block}"
             raise EnvironmentFault("cannot read a shard", where=where, why=str(error)) from error
         except Exception as error:
             # webdataset appends objects to the arguments; the first is the message.
@@ -202,7 +220,7 @@ class ShardReader:
     def _checked(self, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
         """The arrays of a sample, if it is the block that it should be."""
         entry = self.manifest.shards[shard]
-        path = self.folder / entry.name
+        path = join(self.location, entry.name)
         if sample is None:
             raise _damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
         key = block_key(entry.number, block)
@@ -216,7 +234,7 @@ class ShardReader:
         except ValueError as error:
             raise _damaged(path, block, str(error)) from None
 
-    def _check_shard(self, shard: int, path: Path, file: BinaryIO) -> NDArray[np.uint64]:
+    def _check_shard(self, shard: int, path: str, file: BinaryIO) -> NDArray[np.uint64]:
         """The offsets of the blocks, once the shard and its index are what the manifest says."""
         entry = self.manifest.shards[shard]
         offsets = self._read_index(entry)
@@ -224,7 +242,7 @@ class ShardReader:
         if size != entry.bytes:
             block = min(int(np.searchsorted(offsets[1:], size, side="right")), entry.blocks - 1)
             raise _damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
-        if self._verify:
+        if self._verify and not self._remote:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             if digest != entry.sha256:
@@ -233,9 +251,9 @@ class ShardReader:
         return offsets
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
-        path = self.folder / entry.index_name
+        path = join(self.location, entry.index_name)
         try:
-            with self._opener(path) as file:
+            with self._opener(path, size=None) as file:
                 content = file.read()
         except (FileNotFoundError, IsADirectoryError):
             raise _damaged(path, None, "The file is missing.") from None
@@ -244,10 +262,10 @@ class ShardReader:
         return np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
 
 
-def verify_dataset(folder: Path) -> Manifest:
+def verify_dataset(location: str | Path) -> Manifest:
     """Read every byte of a data set; a DataError names the first shard and block that is wrong."""
-    manifest = Manifest.load(folder)
-    reader = ShardReader(folder, manifest)
+    manifest = Manifest.load(location)
+    reader = ShardReader(location, manifest)
     for shard, entry in enumerate(manifest.shards):
         for _ in reader.blocks(shard, 0, entry.blocks):
             pass
@@ -255,22 +273,48 @@ def verify_dataset(folder: Path) -> Manifest:
 
 
 class _Window:
-    """The next bytes of a file, as a file of its own: the tar reader must not run into the next block."""
+    """Some blocks of a shard, as a file of their own: the tar reader must not run into the next block.
 
-    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
-        self._file = file
-        self._left = num_bytes
+    It reads whole blocks, as many at once as PIECE_BYTES hold and one at least, and looks at their
+    headers before it hands out a byte.
+    """
+
+    def __init__(
+        self, file: BinaryIO, path: str, first_block: int, offsets: Sequence[int], *, check_content: bool
+    ) -> None:
+        """`offsets`: where each block begins in the file, and where the last one ends."""
+        self._file, self._path, self._check_content = file, path, check_content
+        self._first, self._offsets = first_block, offsets
+        self._next = 0
+        self._data = io.BytesIO()
+        file.seek(offsets[0])
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, self._left))
-        self._left -= len(data)
+        data = self._data.read(size)
+        if not data and self._next < len(self._offsets) - 1:
+            self._load()
+            data = self._data.read(size)
         return data
 
+    def _load(self) -> None:
+        lo, start = self._next, self._offsets[self._next]
+        hi = max(int(np.searchsorted(self._offsets, start + PIECE_BYTES, side="right")) - 1, lo + 1)
+        content = self._file.read(self._offsets[hi] - start)
+        view = memoryview(content)
+        for place in range(lo, hi):
+            block = view[self._offsets[place] - start : self._offsets[place + 1] - start]
+            problem = member_problem(
+                block, self._offsets[place + 1] - self._offsets[place], check_content=self._check_content
+            )
+            if problem:
+                raise _damaged(self._path, self._first + place, problem)
+        self._data, self._next = io.BytesIO(content), hi
 
-def _damaged(path: Path, block: int | None, why: str) -> DataError:
+
+def _damaged(path: str | Path, block: int | None, why: str) -> DataError:
     return DataError(
         "a shard is missing or damaged",
-        where=str(path) if block is None else f"{path}, block {block}",
+        where=redact(path) if block is None else f"{redact(path)}, block {block}",
         why=why,
         do="Copy the data set again, or prepare it again; `dist-lm data verify` checks all shards.",
     )

@@ -24,6 +24,7 @@ import numpy as np
 
 from dist_lm.data.eras import Eras
 from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.order import Order
 from dist_lm.data.rows import Rows, StepRows
@@ -46,7 +47,7 @@ class Stream:
 
     def __init__(
         self,
-        folder: Path,
+        location: str | Path,
         *,
         seed: int,
         lanes: int,
@@ -60,12 +61,12 @@ class Stream:
         verify: bool = True,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
-        manifest = Manifest.load(folder)
-        self.view = view_of(manifest, seq_len, where=str(folder))
+        manifest = Manifest.load(location)
+        self.view = view_of(manifest, seq_len, where=redact(location))
         if self.view.num_rows < global_rows:
             raise DataError(
                 f"the data set is smaller than one global batch of {global_rows} rows",
-                where=str(folder),
+                where=redact(location),
                 why=f"It has {self.view.num_rows} rows.",
                 do="Prepare more data, or lower batch.global.",
             )
@@ -76,7 +77,7 @@ class Stream:
         # The slots of a rank step by world_size, the batches by global_rows.
         step = math.gcd(lanes, global_rows, world_size)
         own_lanes = range((position + rank) % step, lanes, step)
-        reader = ShardReader(folder, manifest, verify=verify)
+        reader = ShardReader(location, manifest, verify=verify)
         self._eras = Eras(self._order, self.view, reader, own_lanes, partner_columns)
         self._handover = _Handover(READ_AHEAD)
         self._position = position
