@@ -8,46 +8,46 @@ as they are: they count from the working directory, not from the YAML file.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from dist_lm.config_data import DataSection, SourceSpec, StageSpec
+from dist_lm.config_fine_tuning import (
+    ClassificationTask,
+    InstructionTask,
+    QuestionAnsweringTask,
+    Seq2SeqTask,
+    TokenClassificationTask,
 )
-from pydantic_core import PydanticCustomError
+from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
+from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
+from dist_lm.config_section import Rule, Section, Seed, refuse
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Rule = tuple[str, tuple[str, ...]]
-"""A broken rule in words, and the dotted keys that it is about."""
-_ROUNDING = 1e-9
-"""Slack for shares that a person wrote in decimal, such as 0.7 + 0.3."""
-
-
-class Section(BaseModel):
-    """One section of the YAML: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-
-def _refuse(broken: list[Rule]) -> None:
-    """Raise all broken rules at once; config_files.py adds file and line of the keys."""
-    if broken:
-        text = "; ".join(words for words, _ in broken)
-        raise PydanticCustomError("rules", "{text}", {"text": text, "rules": broken})
+__all__ = [
+    "BatchSection",
+    "CausalLmTask",
+    "ClassificationTask",
+    "DataSection",
+    "InstructionTask",
+    "LoraSection",
+    "MlmTask",
+    "ModelSection",
+    "OptimSection",
+    "QuestionAnsweringTask",
+    "RunConfig",
+    "RunSection",
+    "ScheduleSection",
+    "Section",
+    "Seq2SeqTask",
+    "SourceSpec",
+    "SpanCorruptionTask",
+    "StageSpec",
+    "Task",
+    "TokenClassificationTask",
+]
 
 
 class RunSection(Section):
@@ -69,89 +69,17 @@ class RunSection(Section):
     """Dotted keys that may differ from those the run folder was begun with."""
 
 
-class MlmTask(Section):
-    name: Literal["mlm"]
-    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of the ordinary tokens that become targets."""
-    mask_unit: Literal["token", "word"] = "token"
-    """What is masked together: one token, or all tokens of a word."""
-    mask_share: Share = 0.8
-    """Share of the targets that the model sees as the mask token."""
-    random_share: Share = 0.1
-    """Share of the targets that the model sees as a random token; the rest it sees unchanged."""
-    next_sentence: bool = True
-    """Also learn to tell whether the second segment follows the first (NSP)."""
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> MlmTask:
-        if self.mask_share + self.random_share > 1.0 + _ROUNDING:
-            words = f"task.mask_share {self.mask_share} + task.random_share {self.random_share} are more than 1"
-            _refuse([(words, ("task.mask_share", "task.random_share"))])
-        return self
-
-
-Smoothing = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class ClassificationTask(Section):
-    name: Literal["classification"]
-    class_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Label -> how much its rows weigh in the loss; others weigh 1.  For one label a text."""
-    label_smoothing: Smoothing = 0.0
-    """Share of a target that is spread over all labels.  For one label a text."""
-
-
-class TokenClassificationTask(Section):
-    name: Literal["token_classification"]
-    label_tokens: Literal["first", "all"] = "first"
-    """Tokens of a word that are targets.  The first one always decides what is predicted."""
-    class_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Tag -> how much its words weigh in the loss; others weigh 1."""
-    label_smoothing: Smoothing = 0.0
-    """Share of a target that is spread over all tags."""
-
-
-class QuestionAnsweringTask(Section):
-    name: Literal["question_answering"]
-
-
-class Seq2SeqTask(Section):
-    name: Literal["seq2seq"]
-    label_smoothing: Smoothing = 0.0
-    """Share of a target that is spread over the vocabulary."""
-
-
-class InstructionTask(Section):
-    name: Literal["instruction"]
-
-
-FineTuningTask = ClassificationTask | TokenClassificationTask | QuestionAnsweringTask | Seq2SeqTask | InstructionTask
-Task = Annotated[MlmTask | FineTuningTask, Field(discriminator="name")]
-
-
-class ModelSection(Section):
-    weights: Path | None = Field(default=None, alias="from")
-    """Hugging Face folder, or run folder, whose weights the run starts from."""
-    size: Literal["tiny", "mini", "small", "base", "large"] = "mini"
-    """Named BERT size, used where `from` is empty."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the Hugging Face config that replace those of the named size."""
-
-
-class DataSection(Section):
-    train: Path
-    """Prepared data set (a folder with manifest.json)."""
-    heldout: Path | None = None
-    """Prepared data set for evaluation."""
-    tokenizer: Path
-    """Tokenizer folder; must be the one that the data sets were prepared with."""
-    seq_len: PositiveInt | None = None
-    """Tokens of a row, for data sets of kind `tokens`, which need it.  Other kinds were packed for a
-    length when they were prepared."""
-    lanes: PositiveInt = 16
-    """Readers that go through the shards side by side (design note: data order)."""
-    era: PositiveInt = 1024
-    """Rows of a lane that are shuffled together."""
+Task = Annotated[
+    MlmTask
+    | CausalLmTask
+    | SpanCorruptionTask
+    | ClassificationTask
+    | TokenClassificationTask
+    | QuestionAnsweringTask
+    | Seq2SeqTask
+    | InstructionTask,
+    Field(discriminator="name"),
+]
 
 
 class BatchSection(Section):
@@ -159,30 +87,6 @@ class BatchSection(Section):
     """Rows that all ranks together train on in one step."""
     micro_rows: PositiveInt = Field(alias="micro")
     """Most rows that one rank sends through one forward pass."""
-
-
-class ScheduleSection(Section):
-    kind: Literal["constant", "linear", "cosine", "wsd"] = "linear"
-    """Shape of the learning rate after warm-up."""
-    warmup_steps: NonNegativeInt = 0
-    """Steps in which the learning rate rises linearly from 0."""
-    final_share: Share = 0.0
-    """Learning rate at the last step, as a share of `optim.lr`."""
-    decay_steps: NonNegativeInt = 0
-    """wsd only: steps of the final linear decay."""
-
-
-class OptimSection(Section):
-    name: Literal["adamw"] = "adamw"
-    lr: PositiveFloat
-    """Peak learning rate."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Not applied to biases and normalisation weights."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    clip: NonNegativeFloat = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
-    schedule: ScheduleSection = ScheduleSection()
 
 
 class RunConfig(Section):
@@ -201,7 +105,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:
-        _refuse(list(_broken_rules(self)))
+        refuse(list(_broken_rules(self)))
         return self
 
 
@@ -224,7 +128,14 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
-    if run.eval_every and config.data.heldout is None:
+    steps = [stage.from_step for stage in config.data.stages]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "data.stages begin at steps that do not grow", ("data.stages",)
+    if steps and steps[-1] > run.steps:
+        yield f"data.stages begin at step {steps[-1]}, after run.steps {run.steps}", ("data.stages", "run.steps")
+    if steps and len(config.data.sources) < 2:
+        yield "data.stages has no effect: data.train is not a mixture", ("data.stages", "data.train")
+    if run.eval_every and not config.data.heldout:
         yield (
             "run.eval_every has no effect without data.heldout",
             ("run.eval_every", "data.heldout"),

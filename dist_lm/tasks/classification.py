@@ -80,6 +80,7 @@ class Classification(Task):
                 section,
                 self.tokenizer,
                 AutoModelForSequenceClassification,
+                family="bert",
                 positions=self.view.seq_len,
                 seed=self.seed,
                 problem_type=self.problem,

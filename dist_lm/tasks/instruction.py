@@ -34,6 +34,7 @@ class InstructionTuning(Task):
                 section,
                 self.tokenizer,
                 AutoModelForCausalLM,
+                family="gpt2",
                 positions=self.view.seq_len,
                 seed=self.seed,
             )

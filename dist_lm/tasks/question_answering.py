@@ -34,6 +34,7 @@ class QuestionAnswering(Task):
                 section,
                 self.tokenizer,
                 AutoModelForQuestionAnswering,
+                family="bert",
                 positions=self.view.seq_len,
                 seed=self.seed,
             )

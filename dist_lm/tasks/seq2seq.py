@@ -39,6 +39,7 @@ class Seq2Seq(Task):
                 section,
                 self.tokenizer,
                 AutoModelForSeq2SeqLM,
+                family="t5",
                 positions=max(self.view.seq_len, self.view.column("target").shape[0]),
                 seed=self.seed,
             )

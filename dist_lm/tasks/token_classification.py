@@ -61,6 +61,7 @@ class TokenClassification(Task):
                 section,
                 self.tokenizer,
                 AutoModelForTokenClassification,
+                family="bert",
                 positions=self.view.seq_len,
                 seed=self.seed,
                 **head_fields(self.labels),
