@@ -40,6 +40,7 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder.")],
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     max_shard_gb: Annotated[float, typer.Option(help="Largest file of weights, in GB.")] = 5.0,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged.")] = False,
 ) -> None:
     """Write an ordinary Hugging Face folder, and check it by loading it again.
 
@@ -51,7 +52,12 @@ def export(
 
     prepare_environment()
     from dist_lm.export import export as export_run
+    from dist_lm.export import export_adapter
 
+    if adapter:
+        alone = export_adapter(run, out)
+        print(f"{out}: adapter of {alone.architecture}, {alone.num_parameters:,} parameters of step {alone.step}")
+        return
     if dtype not in ("fp32", "bf16"):
         raise ConfigError(f"--dtype {dtype} is unknown", do="Write fp32 or bf16.")
     done = export_run(run, out, dtype=dtype, max_shard_gb=max_shard_gb)

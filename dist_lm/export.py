@@ -1,6 +1,7 @@
 """An ordinary Hugging Face folder from a checkpoint.
 
-Enters: a run folder.  Leaves: model.safetensors, config.json, tokenizer files and a model card.
+Enters: a run folder.  Leaves: model.safetensors, config.json, tokenizer files and a model card; LoRA
+adapters are merged, or exported alone.
 Promises: the folder was loaded again with plain transformers; its parameter names are those of a
 fresh model and its logits those of the weights in the checkpoint.  One process, no ranks, no GPU.
 """
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from dist_lm import disk
+from dist_lm import disk, lora
+from dist_lm.checkpoint.commit import Checkpoint
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.model_card import model_card
 from dist_lm.run_dir import RunDir
-from dist_lm.trained import choose_checkpoint, fresh_model, model_of, split_location
+from dist_lm.run_model import model_of_run, section_of
+from dist_lm.trained import choose_checkpoint, fresh_model, split_location, whole_model
 
 _PROBE_TEXT = "Return the number of items in the list, or raise an error if it is empty."
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,14 +48,8 @@ def export(run: str, out: Path, *, dtype: str = "fp32", max_shard_gb: float = 5.
     `run` is no run folder or `out` exists, DataError where the checkpoint is damaged or the written
     folder does not load to the same model.
     """
-    folder, selector = split_location(run)
-    run_dir = RunDir(folder)
-    if not run_dir.identity.exists():
-        raise ConfigError(f"{folder} is not a run folder", do="Name a folder that `dist-lm train` wrote.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists already", where="--out", do="Choose a new folder.")
-    checkpoint = choose_checkpoint(run_dir, selector)
-    model = model_of(checkpoint, run_dir)
+    run_dir, checkpoint = _checkpoint_for(run, out)
+    model = whole_model(run_dir, checkpoint)
     reference = _logits(model, run_dir.model)
     hidden = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
@@ -75,6 +72,34 @@ def export(run: str, out: Path, *, dtype: str = "fp32", max_shard_gb: float = 5.
         sum(parameter.numel() for parameter in model.parameters()),
         difference,
     )
+
+
+def export_adapter(run: str, out: Path) -> Exported:
+    """Write the LoRA adapter of a run alone, for `peft.PeftModel.from_pretrained(base, out)`.
+
+    Raises ConfigError where the run has none, and as `export` does.
+    """
+    run_dir, checkpoint = _checkpoint_for(run, out)
+    section = section_of(run_dir)
+    if not section.lora.rank or section.weights is None:
+        raise ConfigError(
+            f"{run_dir.path} has no adapter", where="--adapter", do="Leave --adapter out: the whole model is exported."
+        )
+    model = model_of_run(run_dir, checkpoint)
+    adapted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lora.save_adapter(model, section.lora, out, base=section.weights)
+    return Exported(out, checkpoint.progress.step, type(model).__name__, adapted, 0.0)
+
+
+def _checkpoint_for(run: str, out: Path) -> tuple[RunDir, Checkpoint]:
+    """The run and its checkpoint, once `out` is seen to be free."""
+    folder, selector = split_location(run)
+    run_dir = RunDir(folder)
+    if not run_dir.identity.exists():
+        raise ConfigError(f"{folder} is not a run folder", do="Name a folder that `dist-lm train` wrote.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already", where="--out", do="Choose a new folder.")
+    return run_dir, choose_checkpoint(run_dir, selector)
 
 
 def _save_tokenizer(run_dir: RunDir, model: PreTrainedModel, folder: Path) -> None:

@@ -17,11 +17,13 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from dist_lm import lora
 from dist_lm.checkpoint import commit
-from dist_lm.checkpoint.commit import Checkpoint, Reader
+from dist_lm.checkpoint.commit import Checkpoint
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.run_dir import RunDir
+from dist_lm.run_model import model_of_run, section_of
 
 BEST_POINTER = "BEST.json"
 """Written beside the checkpoints by training with a metric to watch: {"step": N, ...}."""
@@ -57,7 +59,8 @@ def open_trained(location: str) -> Trained:
     run_dir = RunDir(folder)
     if run_dir.identity.exists():
         checkpoint = choose_checkpoint(run_dir, selector)
-        return _trained(model_of(checkpoint, run_dir), run_dir.model, f"{folder} at step {checkpoint.progress.step}")
+        where = f"{folder} at step {checkpoint.progress.step}"
+        return _trained(whole_model(run_dir, checkpoint), run_dir.model, where)
     if selector or not (folder / "config.json").is_file():
         raise ConfigError(
             f"{folder} is neither a run folder nor a Hugging Face folder",
@@ -150,20 +153,16 @@ def model_class(config: Any, where: str) -> Any:
     return found
 
 
+def whole_model(run_dir: RunDir, checkpoint: Checkpoint) -> PreTrainedModel:
+    """The run's model with the checkpoint's weights, adapters merged into those that they adapt."""
+    model = model_of_run(run_dir, checkpoint)
+    if section_of(run_dir).lora.rank:
+        lora.merge(model)
+    return model
+
+
 def fresh_model(folder: Path) -> PreTrainedModel:
     """A model of the folder's config, weights not trained, fp32."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     model: PreTrainedModel = model_class(config, str(folder))._from_config(config, dtype=torch.float32)
     return model.eval()
-
-
-def model_of(checkpoint: Checkpoint, run_dir: RunDir) -> PreTrainedModel:
-    """The run's model with the checkpoint's weights."""
-    model = fresh_model(run_dir.model)
-    reader = Reader(checkpoint)
-    parameters = dict(model.named_parameters())
-    reader.expect({name: tuple(parameter.shape) for name, parameter in parameters.items()})
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(reader.weight(name))
-    return model

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
-from transformers import pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.errors import ConfigError
-from dist_lm.export import export
+from dist_lm.export import export, export_adapter
 from dist_lm.judge import Slicing, judge_file
 from dist_lm.metrics import read_metrics
 from dist_lm.predict import Request, predict_file
@@ -88,6 +90,12 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if model:
                 config["model"] = {"from": str(root / case / "model")}
             planned.append(config)
+            if case == "chat" and num_ranks == 2:
+                adapted = json.loads(json.dumps(config))
+                adapted["model"]["lora"] = {"rank": 4, "dropout": 0.0}
+                adapted["optim"]["lr"] = 0.05
+                adapted["run"]["dir"] = str(root / "lora-2")
+                planned.append(adapted)
     for num_ranks, planned in configs.items():
         train_scenarios(root, planned, num_ranks=num_ranks)
     return root
@@ -108,6 +116,25 @@ def test_two_ranks_train_and_judge_as_one(root: Path, case: str) -> None:
         "answers": {"span_accuracy"}, "translation": {"target_accuracy"}, "chat": {"answer_accuracy"},
     }  # fmt: skip
     assert expected[case] <= figures[0].keys()
+
+
+def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    tokenizer = AutoTokenizer.from_pretrained(root / "chat" / "model")
+    inputs = tokenizer("the import statement", return_tensors="pt", return_token_type_ids=False)
+    base = AutoModelForCausalLM.from_pretrained(root / "chat" / "model").eval()
+    before = base(**inputs).logits
+    assert export(str(root / "lora-2"), tmp_path / "merged").largest_logit_difference == 0.0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert merged.state_dict().keys() == base.state_dict().keys()
+    export_adapter(str(root / "lora-2"), tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-5)
+    assert not torch.allclose(before, merged(**inputs).logits, atol=1e-3)
+    with pytest.raises(ConfigError, match="has no adapter"):
+        export_adapter(str(root / "chat-2"), tmp_path / "none")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -160,7 +187,8 @@ def test_answers_foreseen_in_rows_and_in_records_are_the_same(root: Path) -> Non
 )
 def test_plain_pipelines_load_an_export(root: Path, case: str, task: str, tmp_path: Path) -> None:
     export(str(root / f"{case}-1"), tmp_path / "model")
-    assert pipeline(task, model=str(tmp_path / "model"))("the import statement")
+    options = {"chat": {"max_new_tokens": 4}, "tags": {"ignore_labels": []}}.get(case, {})
+    assert pipeline(task, model=str(tmp_path / "model"))("the import statement", **options)
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"pipeline_tag: {task}" in card
     assert "| task.name |" in card
@@ -168,8 +196,6 @@ def test_plain_pipelines_load_an_export(root: Path, case: str, task: str, tmp_pa
 
 
 def test_a_chat_template_goes_with_the_export(root: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
     export(str(root / "chat-1"), tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = tokenizer.apply_chat_template(

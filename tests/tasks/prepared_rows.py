@@ -24,7 +24,13 @@ def rules_of(seq_len: int, **options: Any) -> PackingRules:
 def packed(kind_name: str, records: Sequence[dict[str, Any]], tokenizer: Tokenizer, rules: PackingRules) -> PackedRows:
     kind = kind_named(kind_name)
     kind.check_rules(rules)
-    return kind.pack([kind.clean(record, rules) for record in records], tokenizer, rules)
+    part = kind.pack([kind.clean(record, rules) for record in records], tokenizer, rules)
+    part.columns = kind.join(part.columns)
+    return part
+
+
+def num_rows(part: PackedRows) -> int:
+    return len(next(iter(part.columns.values())))
 
 
 def view_and_rows(
@@ -44,13 +50,13 @@ def view_and_rows(
         seq_len=seq_len,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer.sha256,
-        num_rows=len(part.document),
+        num_rows=num_rows(part),
         num_tokens=0,
         shards=(),
         labels=part.labels,
         facts=kind.facts(tokenizer, rules),
     )
-    count = len(part.document)
+    count = num_rows(part)
     rows = Rows(
         part.columns, np.arange(count, dtype=np.uint64), np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.bool_)
     )
@@ -78,7 +84,7 @@ def write_dataset(
         seq_len=seq_len,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer.sha256,
-        num_rows=len(part.document),
+        num_rows=num_rows(part),
         num_tokens=0,
         shards=(write_shard(folder, 0, part.columns, spec=spec, block_rows=16),),
         labels=part.labels,

@@ -1,10 +1,11 @@
-"""Instructions and answers, packed into rows: a causal model learns the answers only.
+"""Instructions and answers, several dialogues a row: a causal model learns the answers only.
 
 Enters: records of `prompt` and `response`, or of `messages`.  Leaves: rows of token numbers, with
 the flag whether each is part of an answer, and the number of the dialogue that it belongs to.
-Promises: no dialogue is parted, and none is put beside others but by the rule: of the records that
-are packed together, the longest first, each goes into the fullest row that has room for it.  So the
-rows are a pure function of those records.  A dialogue longer than a row loses its end, and is counted.
+Promises: `pack` makes one row of each dialogue; `join` fills the rows of a shard by one rule: the
+longest dialogue first, each into the fullest row that has room for it.  So the rows of a shard are a
+pure function of its dialogues and their order.  No dialogue is parted; one that is longer than a row
+loses its end, and is counted.
 
 Columns: tokens, answer and segment [capacity], length.  Segments are numbered from 1 on.
 """
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_lm.data.kinds import fields as checked
 from dist_lm.data.kinds.base import Fields, Kind, PackedRows, PackingRules, Unusable
@@ -65,24 +67,28 @@ class Instruction(Kind):
                 dialogues[number] = ids[: rules.seq_len], answer[: rules.seq_len]
             else:
                 lost[number] = (1, len(ids), 0, 0)
-        plan = best_fit({number: len(ids) for number, (ids, _) in dialogues.items()}, rules.seq_len)
-        rows = [[dialogues[number] for number in row] for row in plan]
-        tokens, length = padded(
-            [[token for ids, _ in row for token in ids] for row in rows],
-            rules.seq_len,
-            tokenizer.pad_id,
-            rules.token_dtype,
-        )
-        answers = [[flag for _, flags in row for flag in flags] for row in rows]
-        segments = [[place for place, (ids, _) in enumerate(row, start=1) for _ in ids] for row in rows]
-        columns = {
-            "tokens": tokens,
-            "answer": padded(answers, rules.seq_len, 0, "uint8")[0],
-            "segment": padded(segments, rules.seq_len, 0, "uint16")[0],
-            "length": length,
-        }
-        document = np.array([row[0] for row in plan], dtype=np.int64)
-        return PackedRows(document, np.zeros(len(plan), dtype=np.int64), columns, lost)
+        rows = list(dialogues.values())
+        tokens, length = padded([ids for ids, _ in rows], rules.seq_len, tokenizer.pad_id, rules.token_dtype)
+        answers, _ = padded([answer for _, answer in rows], rules.seq_len, 0, "uint8")
+        segments = (np.arange(rules.seq_len) < length[:, None]).astype(np.uint16)
+        columns = {"tokens": tokens, "answer": answers, "segment": segments, "length": length}
+        ordinal = np.zeros(len(rows), dtype=np.int64)
+        return PackedRows(np.array(list(dialogues), dtype=np.int64), ordinal, columns, lost)
+
+    def join(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        length = columns["length"].astype(np.int64)
+        capacity = columns["tokens"].shape[1]
+        plan = best_fit(dict(enumerate(length.tolist())), capacity)
+        joined = {name: np.zeros((len(plan), *array.shape[1:]), array.dtype) for name, array in columns.items()}
+        for row, members in enumerate(plan):
+            end = 0
+            for segment, member in enumerate(members, start=1):
+                begin, end = end, end + length[member]
+                for name in ("tokens", "answer"):
+                    joined[name][row, begin:end] = columns[name][member, : length[member]]
+                joined["segment"][row, begin:end] = segment
+            joined["length"][row] = end
+        return joined
 
     def facts(self, tokenizer: Tokenizer, rules: PackingRules) -> dict[str, Any]:
         return {"chat_template": load_template(tokenizer.path).text}

@@ -228,7 +228,7 @@ def test_dialogues_fill_rows_best_first_and_none_is_parted(tokenizer: Tokenizer)
     ]
     assert sorted(pieces) == sorted(singles)
     # Best fit decreasing needs at most 11/9 of the fewest rows, and one more.
-    assert len(part.document) <= 11 / 9 * -(-sum(sizes) // 64) + 1
+    assert len(part.columns["length"]) <= 11 / 9 * -(-sum(sizes) // 64) + 1
 
 
 def test_the_rule_of_packing() -> None:
