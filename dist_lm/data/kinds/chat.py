@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dist_lm.data.kinds.base import Unusable
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.vocabulary import CONFIG_FILE, TEMPLATE_FILE
 from dist_lm.errors import DataError
 
 ASSISTANT = "assistant"
@@ -59,7 +60,7 @@ class ChatTemplate:
 def load_template(folder: Path) -> ChatTemplate:
     """The chat template of a tokenizer folder, or the default one."""
     config: dict[str, Any] = {}
-    path = folder / "tokenizer_config.json"
+    path = folder / CONFIG_FILE
     if path.is_file():
         config = json.loads(path.read_text("utf-8"))
     tokens = {}
@@ -70,7 +71,7 @@ def load_template(folder: Path) -> ChatTemplate:
             tokens[role] = str(content)
     # A tokenizer of an encoder has no eos; its separator ends a text as well.
     tokens.setdefault("eos_token", tokens.get("sep_token", ""))
-    own = folder / "chat_template.jinja"
+    own = folder / TEMPLATE_FILE
     text = own.read_text("utf-8") if own.is_file() else config.get("chat_template")
     if text is not None and not isinstance(text, str):
         raise DataError(
