@@ -121,7 +121,8 @@ def judged(plan: Plan, model: Path, folder: Path) -> float:
     from dist_lm.predict import Request
     from dist_lm.predictors.base import PredictOptions
 
-    options = PredictOptions(batch_rows=32, seq_len=plan.seq_len, max_new_tokens=plan.max_new_tokens)
+    stride = plan.options.get("doc_stride")
+    options = PredictOptions(32, plan.seq_len, max_new_tokens=plan.max_new_tokens, doc_stride=stride)
     request = Request(str(model), folder / "test.jsonl", options, plan.task)
     return float(judge_file(request, Slicing(resamples=0))["figures"][plan.metric])
 

@@ -16,10 +16,9 @@ Records = list[dict[str, Any]]
 
 
 def lines_of(path: str) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8")
-    with opened as file:
-        for line in file:
-            yield line.rstrip("\n")
+    content = Path(path).read_bytes()
+    text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8")
+    yield from text.split("\n")
 
 
 def sst2(paths: list[str]) -> tuple[Records, Records]:

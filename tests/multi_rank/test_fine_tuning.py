@@ -90,6 +90,12 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if model:
                 config["model"] = {"from": str(root / case / "model")}
             planned.append(config)
+            if case == "chat" and num_ranks == 1:
+                dropped = json.loads(json.dumps(config))
+                folder = save_model(model, topics_data / "tokenizer", root / "dropout" / "model", resid_pdrop=0.5)
+                dropped["model"]["from"] = str(folder)
+                dropped["run"]["dir"] = str(root / "dropout-1")
+                planned.append(dropped)
             if case == "chat" and num_ranks == 2:
                 adapted = json.loads(json.dumps(config))
                 adapted["model"]["lora"] = {"rank": 4, "dropout": 0.0}
@@ -116,6 +122,11 @@ def test_two_ranks_train_and_judge_as_one(root: Path, case: str) -> None:
         "answers": {"span_accuracy"}, "translation": {"target_accuracy"}, "chat": {"answer_accuracy"},
     }  # fmt: skip
     assert expected[case] <= figures[0].keys()
+
+
+def test_loaded_weights_are_trained_with_the_dropout_of_their_config(root: Path) -> None:
+    # Only dropout tells the two models apart; it changes the loss from the first step on.
+    assert losses(root / "dropout-1")[1] != pytest.approx(losses(root / "chat-1")[1], rel=1e-3)
 
 
 def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path) -> None:
