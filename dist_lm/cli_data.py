@@ -229,6 +229,24 @@ def data_verify(
     print(f"ok: {redact(folder)}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
 
 
+@data_app.command("reshard")
+def data_reshard(
+    source: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    shard_rows: Annotated[int | None, typer.Option(help="Rows of a shard; tokens, for kind tokens.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
+    block_rows: Annotated[int | None, typer.Option(help="Rows of a block; left out: as before.")] = None,
+) -> None:
+    """The same rows in the same order in shards of another size or number, compared after writing.
+
+    dist-lm data reshard data/train --out data-64/train --shards 64
+    """
+    from dist_lm.data.reshard import ReshardOptions, reshard
+
+    made = reshard(ReshardOptions(source, out, shard_rows, shards, block_rows), progress=counter())
+    print(f"{out}: {made.num_rows} rows in {len(made.shards)} shards, the same as in the source")
+
+
 def counter() -> Callable[[str, int, int | None], None]:
     """Progress of long stages: a line every few seconds, so that logs stay readable."""
     told_at = time.monotonic()
