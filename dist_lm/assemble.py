@@ -8,7 +8,6 @@ folder is claimed only after that.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import yaml
 
 import dist_lm
 from dist_lm import disk
+from dist_lm.attempt import Attempt
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
 from dist_lm.data.manifest import Manifest
@@ -27,9 +27,11 @@ from dist_lm.data.tokenizer import Tokenizer, compare_tokenizer, load_tokenizer
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
+from dist_lm.memory import chosen_micro_rows
 from dist_lm.ranks import Ranks
 from dist_lm.run_dir import RunDir, check_space
 from dist_lm.schedule import BatchPlan
+from dist_lm.stop import StopFlag
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
 
@@ -47,7 +49,7 @@ class Parts:
     config: RunConfig
     ranks: Ranks
     run_dir: RunDir
-    attempt: int
+    attempt: Attempt
     plan: BatchPlan
     task: Task
     engine: Engine
@@ -55,6 +57,8 @@ class Parts:
     """Trainable parameters by their Hugging Face names."""
     data_fingerprint: str
     num_rows: int
+    micro_rows: int
+    """Most rows of one forward pass on one rank."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,14 @@ class _Inputs:
     task: Task
     identity: dict[str, Any]
     data_fingerprint: str
+    micro_rows: int
 
 
-def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
-    """Raises ConfigError, DataError or EnvironmentFault, the same on every rank."""
+def assemble(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: str) -> Parts:
+    """Raises ConfigError, DataError or EnvironmentFault, the same on every rank.
+
+    The attempt that it begins is the caller's to end.
+    """
     config = loaded.config
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
@@ -78,6 +86,19 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
             lambda stored: identity_diff(stored, inputs.identity, config.run.allow_change),
         )
     )
+    attempt = Attempt.begin(run_dir, config.run, ranks, stop, launcher=launcher)
+    try:
+        return _build(loaded, inputs, run_dir, attempt, ranks, launcher)
+    except BaseException as error:
+        attempt.end(error)
+        raise
+
+
+def _build(
+    loaded: LoadedConfig, inputs: _Inputs, run_dir: RunDir, attempt: Attempt, ranks: Ranks, launcher: str
+) -> Parts:
+    """Model and engine, once it is certain that they are wanted."""
+    config = loaded.config
     model = inputs.task.build_model(config.model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -100,12 +121,8 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         ranks=ranks,
         seed=config.run.seed,
     )
-    pids = ranks.gather(os.getpid())
-    hosts = ranks.gather(platform.node())
-    facts = {"launcher": launcher, "world_size": ranks.world_size, "pids": pids, "hosts": hosts}
-    attempt = ranks.agree(lambda: run_dir.open_attempt(facts))
     if ranks.is_first:
-        _header(config, inputs, engine, num_parameters, attempt, launcher)
+        _header(config, inputs, engine, num_parameters, attempt.number, launcher)
     return Parts(
         config,
         ranks,
@@ -117,6 +134,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         shapes,
         inputs.data_fingerprint,
         inputs.manifest.num_rows,
+        inputs.micro_rows,
     )
 
 
@@ -132,7 +150,8 @@ def _together(ranks: Ranks, work: Any) -> Any:
 
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
-    plan = BatchPlan.divide(config.batch.global_rows, config.batch.micro_rows, ranks.world_size)
+    micro_rows = ranks.agree(lambda: chosen_micro_rows(config, RunDir(config.run.dir)))
+    plan = BatchPlan.divide(config.batch.global_rows, micro_rows, ranks.world_size)
     tokenizer = load_tokenizer(config.data.tokenizer)
     manifest = Manifest.load(config.data.train)
     compare_tokenizer(manifest, tokenizer, folder=config.data.train)
@@ -150,7 +169,7 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     # Opening the stream reads no data; it refuses a data set that cannot fill one batch.
     stream = open_stream(config, ranks, task, position=0)
     facts = {**identity(config), **fingerprints}
-    return _Inputs(plan, tokenizer, manifest, task, facts, stream.fingerprint)
+    return _Inputs(plan, tokenizer, manifest, task, facts, stream.fingerprint, micro_rows)
 
 
 def open_stream(config: RunConfig, ranks: Ranks, task: Task, *, position: int) -> Stream:

@@ -131,11 +131,13 @@ def config_check(
     dist-lm config check -c my.yaml --ranks 8
     """
     from dist_lm.deepspeed_config import load_run, resolve
+    from dist_lm.memory import chosen_micro_rows
+    from dist_lm.run_dir import RunDir
     from dist_lm.schedule import BatchPlan
 
     loaded = load_run(config, overrides or [])
-    batch = loaded.config.batch
-    plan = BatchPlan.divide(batch.global_rows, batch.micro_rows, ranks)
+    micro_rows = chosen_micro_rows(loaded.config, RunDir(loaded.config.run.dir))
+    plan = BatchPlan.divide(loaded.config.batch.global_rows, micro_rows, ranks)
     resolved = resolve(
         loaded.config,
         world_size=ranks,

@@ -45,7 +45,7 @@ class Window:
         self._sums: dict[str, Tensor] = {}
         self._host: dict[str, float] = {}
         self._targets: dict[str, float] = {}
-        self._num_steps = 0
+        self.num_steps = 0
         self._opened_at = clock()
 
     def add(self, sums: Mapping[str, Tensor], targets: Mapping[str, float], **host: float) -> None:
@@ -57,7 +57,7 @@ class Window:
         for name, count in targets.items():
             self._targets[name] = self._targets.get(name, 0.0) + count
         self.add_seconds(**host)
-        self._num_steps += 1
+        self.num_steps += 1
 
     def add_seconds(self, **host: float) -> None:
         """Host figures that belong to the window and not to one step, such as checkpointing."""
@@ -74,7 +74,7 @@ class Window:
         host = dict(zip(host_names, totals[len(names) :], strict=True))
         elapsed_s = self._clock() - self._opened_at
         values = averages(sums, self._targets)
-        steps = max(self._num_steps, 1)
+        steps = max(self.num_steps, 1)
         values["tokens_per_second"] = host.pop("tokens", 0.0) / elapsed_s
         slots = host.pop("slots", 0.0)
         padded = host.pop("padding", 0.0)

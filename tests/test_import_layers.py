@@ -14,11 +14,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 
 # From the bottom up; a module may import its own layer and those below.  A folder names its modules.
 LAYERS: list[set[str]] = [
-    {"errors", "disk", "faults", "config", "config_keys", "config_mistakes", "config_files", "yaml_tree", "json_tree"},
-    {"ranks", "run_dir", "stop", "ops"},
+    {
+        *("errors", "disk", "faults", "duration"),
+        *("config", "config_keys", "config_mistakes", "config_files", "yaml_tree", "json_tree"),
+    },
+    {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks"},
-    {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
+    {"train", "assemble", "resume", "memory", "evaluate", "export", "worker", "cluster", "demo"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,6 +44,9 @@ LIGHT = [
     "deepspeed_keys.py",
     "schedule.py",
     "run_dir.py",
+    "lease.py",
+    "memory.py",
+    "duration.py",
     "ops.py",
     "data/order.py",
     "data/sources.py",
