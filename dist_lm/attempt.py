@@ -75,6 +75,12 @@ class Attempt:
         )
         self.watch.start()
 
+    def resumed_at(self, step: int) -> None:
+        """Record the step that this attempt goes on from."""
+        self.watch.step = step
+        if self._lease:
+            self.run_dir.add_to_attempt(self.number, from_step=step, step=step)
+
     def fence(self) -> None:
         """Raise Fenced where a later attempt has the run."""
         if self._lease:

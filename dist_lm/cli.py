@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(data_app, name="data")
 data_app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
+add_verbs(app)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as optim.lr=1e-4.")]
@@ -322,24 +324,6 @@ def export(
         f"{done.folder}: {done.architecture}, {done.num_parameters:,} parameters of step {done.step}; "
         f"reloaded, largest logit difference {done.largest_logit_difference:.3g}"
     )
-
-
-@app.command()
-def tb(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 6006,
-) -> None:
-    """Show a run in TensorBoard.
-
-    dist-lm tb runs/demo
-    """
-    from dist_lm.run_dir import RunDir
-
-    folder = RunDir(run).tensorboard
-    if not folder.is_dir():
-        raise ConfigError(f"{run} holds no TensorBoard files", do="Name a folder that `dist-lm train` wrote.")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
-    os.execv(sys.executable, command)
 
 
 @ops_app.command("build")

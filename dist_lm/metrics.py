@@ -154,3 +154,17 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
         return []
     records = [record for _, record in _records_with_lines(path)]
     return [record for record in records if kind is None or record["kind"] == kind]
+
+
+def progress_line(step: int, steps: int, values: dict[str, float]) -> str:
+    """One record for a person."""
+    losses = "  ".join(
+        f"{name} {value:.4f}"
+        for name, value in values.items()
+        if name == "loss" or name.endswith(("_loss", "_accuracy"))
+    )
+    waiting = values["data_seconds"] / values["step_seconds"]
+    return (
+        f"step {step}/{steps}  {losses}  lr {values['learning_rate']:.2e}  gnorm {values['grad_norm']:.2f}  "
+        f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  data {waiting:.1%}"
+    )

@@ -37,6 +37,14 @@ class SmallState:
         self.best = Selection(run.best, key="run.best") if run.best else None
         self.early_stop = Selection(run.early_stop, key="run.early_stop") if run.early_stop else None
 
+    def see_evaluation(self, step: int, figures: dict[str, float]) -> dict[str, Any] | None:
+        """Let both selections see the figures; the entry for BEST.json where they are the best so far."""
+        if self.early_stop:
+            self.early_stop.see(figures)
+        if self.best and self.best.see(figures):
+            return {"step": step, "metric": self.best.metric, "value": self.best.best}
+        return None
+
     def dump(self) -> dict[str, Any]:
         """JSON values for Progress.state."""
         return {

@@ -164,10 +164,14 @@ class RunDir:
         disk.write_json(self._attempt_file(attempt), {"attempt": attempt, "began_at": time.time(), **facts})
         return attempt
 
+    def add_to_attempt(self, attempt: int, **facts: Any) -> None:
+        """Add facts to an attempt's record."""
+        path = self._attempt_file(attempt)
+        disk.write_json(path, {**json.loads(path.read_text()), **facts})
+
     def close_attempt(self, attempt: int, **facts: Any) -> None:
         """Add how the attempt ended."""
-        path = self._attempt_file(attempt)
-        disk.write_json(path, {**json.loads(path.read_text()), "ended_at": time.time(), **facts})
+        self.add_to_attempt(attempt, **{"ended_at": time.time(), **facts})
 
     def attempt_facts(self, attempt: int) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(self._attempt_file(attempt).read_text())

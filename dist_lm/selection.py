@@ -19,7 +19,7 @@ class Selection:
     """The best value of one held-out figure so far."""
 
     def __init__(self, section: BestSection, *, key: str) -> None:
-        self._section, self._key = section, key
+        self._section, self._key, self.metric = section, key, section.metric
         less = any(word in section.metric for word in _LESS_IS_BETTER)
         self._sign = -1.0 if (section.mode == "min" or (section.mode == "auto" and less)) else 1.0
         self._delta = section.min_delta if isinstance(section, EarlyStopSection) else 0.0

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_lm.assemble import Parts, assemble, open_stream
+from dist_lm.batches import Batch, divide
 from dist_lm.checkpoint.commit import Retention
 from dist_lm.checkpoint.fragments import loss_scale, own_fragments
 from dist_lm.checkpoint.manifest import Progress
@@ -23,16 +24,16 @@ from dist_lm.checkpoint.policy import SavePolicy
 from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.checkpoint.writer import Writer
 from dist_lm.config_files import LoadedConfig
-from dist_lm.data.rows import Rows, StepRows
+from dist_lm.data.rows import StepRows
 from dist_lm.engine import StepResult
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.evaluate import evaluate
 from dist_lm.faults import armed, fault_point
 from dist_lm.memory import explained
-from dist_lm.metrics import MetricsLog, Window, averages
+from dist_lm.metrics import MetricsLog, Window, averages, progress_line
 from dist_lm.ranks import Ranks
 from dist_lm.resume import SmallState, resume, roll_back, stamp, with_state
-from dist_lm.schedule import BatchPlan, learning_rate
+from dist_lm.schedule import learning_rate
 from dist_lm.stop import StopFlag
 from dist_lm.tasks.base import MicroBatch
 
@@ -47,19 +48,6 @@ class Outcome:
     last_metrics: dict[str, float]
     heldout_metrics: dict[str, float]
     resumed_step: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One step's work on this rank, and what all ranks have agreed about it."""
-
-    rows: StepRows
-    micro_batches: list[MicroBatch]
-    targets: dict[str, float]
-    """Objective -> targets over all ranks."""
-    global_tokens: int
-    local_tokens: int
     seconds: float
 
 
@@ -102,6 +90,7 @@ class _Loop:
             fence=self.attempt.fence,
         )
         self.resumed_step = self.saved_step = self.progress.step
+        self.attempt.resumed_at(self.progress.step)
         self.saves = SavePolicy(run.save_every)
         self.metrics: MetricsLog | None = None
         self.window = Window()
@@ -191,7 +180,7 @@ class _Loop:
         self._count(batch, result)
         self._fault("after_step", step)
 
-    def _next_batch(self, batches: Iterator[StepRows], step: int) -> _Batch:
+    def _next_batch(self, batches: Iterator[StepRows], step: int) -> Batch:
         """This step's rows, and the one small sum over ranks that each step has."""
         self.watch.enter("data", step)
         self._fault("before_data", step)
@@ -219,9 +208,9 @@ class _Loop:
         assert rows is not None
         self.stop_agreed, self.save_agreed = stops > 0, saves > 0
         targets = dict(zip(self.task.objectives, counts, strict=True))
-        return _Batch(rows, micro_batches, targets, int(global_tokens), tokens, time.perf_counter() - began)
+        return Batch(rows, micro_batches, targets, int(global_tokens), tokens, time.perf_counter() - began)
 
-    def _count(self, batch: _Batch, result: StepResult) -> None:
+    def _count(self, batch: Batch, result: StepResult) -> None:
         """Let the guard see the step, and add it to the window."""
         loss: float | None = None
         if self.config.run.spike_mads and result.applied:
@@ -271,7 +260,7 @@ class _Loop:
         self.last_metrics = values
         if self.metrics:
             self.metrics.write("train", self.progress.step, values)
-            log.info("%s", _line(self.progress.step, self.config.run.steps, values))
+            log.info("%s", progress_line(self.progress.step, self.config.run.steps, values))
 
     def _evaluate(self) -> dict[str, Any] | None:
         """Held-out figures; the entry for BEST.json where they are the best so far."""
@@ -298,12 +287,7 @@ class _Loop:
             self.metrics.write("eval", step, figures)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
             log.info("step %d  eval  %s  (%.1f s)", step, shown, time.monotonic() - began_at)
-        if self.small.early_stop:
-            self.small.early_stop.see(figures)
-        if self.small.best and self.small.best.see(figures):
-            assert self.config.run.best is not None
-            return {"step": step, "metric": self.config.run.best.metric, "value": self.small.best.best}
-        return None
+        return self.small.see_evaluation(step, figures)
 
     def _save(self, best: dict[str, Any] | None) -> None:
         """Snapshot now; the rest happens in the writer's thread."""
@@ -347,22 +331,3 @@ class _Loop:
         place = {"rank": self.ranks.rank, "step": step, "attempt": self.attempt.number}
         fault_point(point, **place)
         return armed(point, **place)
-
-
-def divide(rows: Rows, plan: BatchPlan) -> list[Rows]:
-    """This rank's rows as the plan's micro-batches; the last is filled with rows of weight zero."""
-    size = plan.rows_per_micro
-    return [rows.take(slice(begin, begin + size)).padded(size) for begin in range(0, size * plan.micro_steps, size)]
-
-
-def _line(step: int, steps: int, values: dict[str, float]) -> str:
-    losses = "  ".join(
-        f"{name} {value:.4f}"
-        for name, value in values.items()
-        if name == "loss" or name.endswith(("_loss", "_accuracy"))
-    )
-    waiting = values["data_seconds"] / values["step_seconds"]
-    return (
-        f"step {step}/{steps}  {losses}  lr {values['learning_rate']:.2e}  gnorm {values['grad_norm']:.2f}  "
-        f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  data {waiting:.1%}"
-    )

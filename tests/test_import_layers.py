@@ -21,7 +21,8 @@ LAYERS: list[set[str]] = [
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks"},
-    {"train", "assemble", "resume", "memory", "evaluate", "export", "worker", "cluster", "demo"},
+    {"train", "assemble", "resume", "memory", "batches", "evaluate", "export", "worker", "cluster", "demo", "status"},
+    {"cli_runs"},
     {"cli"},
     {"__main__"},
 ]
@@ -32,6 +33,7 @@ SEAMS = {
 }
 LIGHT = [
     "cli.py",
+    "cli_runs.py",
     "errors.py",
     "config.py",
     "config_files.py",

@@ -8,6 +8,7 @@ Promises: a manifest that is missing, torn or from a newer version is a DataErro
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ class Checkpoint:
     store: Store
     name: str
     run_id: str
+    saved_at: float
+    """Wall-clock time of the publication; for people, nothing depends on it."""
     progress: Progress
     files: dict[str, dict[str, Any]]
     """File name -> bytes and sha256."""
@@ -78,7 +81,8 @@ class Checkpoint:
                     do="Upgrade dist_lm.",
                 )
             progress = Progress(**content["progress"])
-            return cls(store, name, content["run_id"], progress, content["files"], content["parameters"])
+            run_id, saved_at = content["run_id"], content["saved_at"]
+            return cls(store, name, run_id, saved_at, progress, content["files"], content["parameters"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read", why=repr(error)) from error
 
@@ -113,6 +117,7 @@ def manifest_bytes(progress: Progress, run_id: str, reports: Iterable[dict[str, 
         "format": FORMAT,
         "version": VERSION,
         "run_id": run_id,
+        "saved_at": time.time(),
         "progress": asdict(progress),
         "files": files,
         "parameters": parameters,

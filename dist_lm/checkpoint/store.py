@@ -117,7 +117,11 @@ class Store(ABC):
 
 
 def open_store(location: str) -> Store:
-    """The store at a local path."""
+    """The store at a local path or at a URL of fsspec."""
+    if "://" in location:
+        from dist_lm.checkpoint.object_store import ObjectStore
+
+        return ObjectStore(location)
     return LocalStore(Path(location))
 
 
