@@ -216,13 +216,17 @@ def tokenizer_train(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of .txt and .jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens.")] = 30522,
-    kind: Annotated[str, typer.Option(help="wordpiece.")] = "wordpiece",
+    kind: Annotated[
+        str, typer.Option(help="wordpiece (BERT), bpe (GPT, byte-level), t5 (the same with sentinels).")
+    ] = "wordpiece",
     text_field: Annotated[str, typer.Option(help="Field of a jsonl record.")] = "text",
     max_mb: Annotated[float, typer.Option(help="Train on a sample of this size; 0: on all.")] = 0.0,
 ) -> None:
     """Learn a vocabulary from text.
 
     dist-lm tokenizer train corpus.jsonl --vocab-size 8000 --out tokenizer
+
+    dist-lm tokenizer train corpus.jsonl --kind bpe --vocab-size 8000 --out gpt-tokenizer
     """
     from dist_lm.data.sources import read_records
     from dist_lm.data.tokenizer import train_tokenizer
@@ -272,7 +276,7 @@ def data_prepare(
 
 @data_app.command("inspect")
 def data_inspect(
-    folder: Annotated[Path, typer.Argument(help="Prepared data set.")],
+    folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
     tokenizer: TokenizerOption,
     show: Annotated[int, typer.Option(help="Rows to decode.")] = 3,
 ) -> None:
@@ -286,15 +290,18 @@ def data_inspect(
 
 
 @data_app.command("verify")
-def data_verify(folder: Annotated[Path, typer.Argument(help="Prepared data set.")]) -> None:
+def data_verify(
+    folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+) -> None:
     """Compare every shard with the manifest: counts, index, hashes.
 
     dist-lm data verify data/train
     """
+    from dist_lm.data.location import redact
     from dist_lm.data.shards import verify_dataset
 
     manifest = verify_dataset(folder)
-    print(f"ok: {folder}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
+    print(f"ok: {redact(folder)}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
 
 
 @app.command()

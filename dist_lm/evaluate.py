@@ -47,6 +47,7 @@ def evaluate(
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_rows=micro_rows,
+        seq_len=task.view.seq_len,
         partner_columns=task.partner_columns,
         seed=seed,
     )

@@ -50,10 +50,14 @@ LIGHT = [
     "memory.py",
     "duration.py",
     "ops.py",
+    "data/location.py",
     "data/order.py",
+    "data/remote_file.py",
+    "data/retry.py",
     "data/sources.py",
+    "data/storage.py",
 ]
-HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard"}
+HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}
 
 
 def modules() -> list[Path]:

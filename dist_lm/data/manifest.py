@@ -1,6 +1,6 @@
 """The manifest of a data set: what its shards hold, and how to tell that they still do.
 
-Enters: manifest.json of a data set folder, or the entries of freshly written shards.  Leaves: a
+Enters: manifest.json of a data set (a folder or URL), or the entries of freshly written shards.  Leaves: a
 Manifest, whose file is the commit point of the folder: a folder without it is not a data set.
 Promises: a Manifest that was loaded or saved adds up (names, counts, columns, hashes), and its
 fingerprint changes with anything that changes the rows or the order they are stored in.
@@ -21,7 +21,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from dist_lm.disk import write_bytes
+from dist_lm.data.location import is_remote, join, local_path, redact
+from dist_lm.data.storage import read_bytes, write_bytes
 from dist_lm.errors import DataError, EnvironmentFault
 
 MANIFEST_NAME = "manifest.json"
@@ -62,7 +63,7 @@ class Column:
     """Shape of one row; () for one number a row."""
     lengths: str = ""
     """Name of the column that tells how many places of a row are filled, from the first on; the rest
-    is padding, and need not be stored.  Empty: all are."""
+    is padding, which is not stored and reads as 0.  Empty: all are."""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -70,6 +71,7 @@ class Column:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
         return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
@@ -123,8 +125,8 @@ class Manifest:
     """Identity of the options and inputs, and counts of what was kept and dropped.  JSON values only."""
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        path = folder / MANIFEST_NAME
+    def load(cls, location: str | Path) -> Manifest:
+        path = join(location, MANIFEST_NAME)
         body = _read_body(path)
         try:
             manifest = _ADAPTER.validate_json(json.dumps(body), strict=True)
@@ -133,9 +135,9 @@ class Manifest:
         manifest._check(path)
         return manifest
 
-    def save(self, folder: Path) -> None:
+    def save(self, location: str | Path) -> None:
         """Publish the data set: written last, and there completely or not at all."""
-        path = folder / MANIFEST_NAME
+        path = join(location, MANIFEST_NAME)
         text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
         try:
             _ADAPTER.validate_json(json.dumps(asdict(self)), strict=True)
@@ -164,6 +166,7 @@ class Manifest:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
         return sum(column.row_bytes for column in self.columns)
 
     @property
@@ -185,12 +188,12 @@ class Manifest:
         """Rows of one block: all blocks are full but the last of a shard."""
         return min(self.block_rows, self.shards[shard].rows - block * self.block_rows)
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: str) -> None:
         problem = next(self._problems(), None)
         if problem is not None:
             raise DataError(
                 "the manifest of a data set contradicts itself",
-                where=str(path),
+                where=redact(path),
                 why=problem,
                 do="Prepare the data set again; do not edit manifests by hand.",
             )
@@ -201,12 +204,16 @@ class Manifest:
             yield "columns: there is none"
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"columns: '{name}' is listed twice"
+        for column in self.columns:
+            if column.lengths:
+                yield from self._problems_of_lengths(column)
         # Increasing names also mean that no shard is listed twice.
         for previous, shard in pairwise(self.shards):
             if shard.name == previous.name:
                 yield f"shards: {shard.name} is listed twice"
             elif shard.name < previous.name:
                 yield f"shards: {shard.name} is listed after {previous.name}; a shard twice, or out of order"
+        stored_row_bytes = sum(column.row_bytes for column in self.columns if not column.lengths)
         for shard in self.shards:
             blocks = -(-shard.rows // self.block_rows)
             if shard.blocks != blocks:
@@ -214,7 +221,7 @@ class Manifest:
                     f"{shard.name}: {shard.rows} rows in blocks of {self.block_rows} are {blocks} blocks, "
                     f"not {shard.blocks}"
                 )
-            if shard.bytes < shard.rows * self.row_bytes:
+            if shard.bytes < shard.rows * stored_row_bytes:
                 yield f"{shard.name}: {shard.bytes} bytes are too few for {shard.rows} rows"
         total = sum(self.shard_rows)
         if total != self.num_rows:
@@ -222,44 +229,51 @@ class Manifest:
         if len(set(self.labels)) != len(self.labels):
             yield "labels: a name is listed twice"
 
+    def _problems_of_lengths(self, column: Column) -> Iterator[str]:
+        counts = next((other for other in self.columns if other.name == column.lengths), None)
+        if len(column.shape) != 1:
+            yield f"columns: '{column.name}' has lengths and the shape {column.shape}, which must be (capacity,)"
+        if counts is None or counts.shape or counts.dtype == "float32":
+            yield f"columns: the lengths of '{column.name}' are '{column.lengths}', which is no column of integers"
+
 
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
-def _read_body(path: Path) -> dict[str, Any]:
+def _read_body(path: str) -> dict[str, Any]:
     """The manifest as JSON, without `format` and `version`, which are checked here."""
     again = "Prepare the data set again, or give the folder that `dist-lm data prepare` has written."
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         why = "The folder does not exist."
-        if path.parent.is_dir():
+        if is_remote(path) or local_path(path).parent.is_dir():
             why = "The folder has no manifest: its preparation was not finished, or it is no data set."
-        raise DataError("this is not a data set", where=str(path), why=why, do=again) from None
+        raise DataError("this is not a data set", where=redact(path), why=why, do=again) from None
     except OSError as error:
-        raise EnvironmentFault("cannot read a manifest", where=str(path), why=str(error)) from error
+        raise EnvironmentFault("cannot read a manifest", where=redact(path), why=str(error)) from error
     except ValueError as error:
-        raise DataError("a manifest is not JSON", where=str(path), why=str(error), do=again) from None
+        raise DataError("a manifest is not JSON", where=redact(path), why=str(error), do=again) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         why = f"Expected format '{FORMAT}'."
-        raise DataError("a manifest has an unknown format", where=str(path), why=why, do=again)
+        raise DataError("a manifest has an unknown format", where=redact(path), why=why, do=again)
     version = content.get("version")
     if version != FORMAT_VERSION:
         raise DataError(
             f"a data set has format version {version!r}",
-            where=str(path),
+            where=redact(path),
             why=f"This dist_lm reads version {FORMAT_VERSION}.",
             do="Use the dist_lm that has written it, or prepare the data set again.",
         )
     return {key: value for key, value in content.items() if key not in ("format", "version")}
 
 
-def _not_valid(path: Path, error: ValidationError) -> DataError:
+def _not_valid(path: str, error: ValidationError) -> DataError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     return DataError(
         "a manifest has a wrong field",
-        where=str(path),
+        where=redact(path),
         why=f"{key}: {first['msg']}",
         do="Prepare the data set again; do not edit manifests by hand.",
     )
