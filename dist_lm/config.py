@@ -106,6 +106,8 @@ class RunSection(Section):
     """Checkpoints of a step that is a multiple of this are kept, too; 0: none."""
     checkpoints: str | None = None
     """Where checkpoints lie, such as s3://bucket/run; without it, in the run folder."""
+    save_retries: Annotated[int, Field(ge=0, le=4)] = 4
+    """How often a failed write is tried again, after 0.5, 2, 8 and 30 s, before the run ends."""
     best: BestSection | None = None
     """Mark and keep the checkpoint with the best held-out figure."""
     early_stop: EarlyStopSection | None = None

@@ -1,9 +1,9 @@
 """Named places in the code where a test can make something go wrong.
 
-Enters: DIST_LM_FAULT, such as `kill@rank1:step10:before_publish` (rank `*`: every rank; `:always` at
-the end: in every attempt, not only in the first).
+Enters: DIST_LM_FAULT, such as `kill@rank1:step10:before_publish` (`*`: every rank, every step).
 Leaves: the fault, at that place: SIGKILL or SIGSTOP of this process, an out-of-memory error, a full
-disk, or, for code that asks with `armed`, a loss that is not finite.
+disk, a loss that is not finite.  It happens once, in the first attempt; with `:always` at the end,
+each time and in every attempt.
 Promises: without the variable, nothing happens.
 """
 
@@ -39,11 +39,15 @@ POINTS = (
     "in_evaluation",
 )
 ACTIONS = ("kill", "stop", "oom", "full", "nan")
+_fired: set[str] = set()
 _PATTERN = re.compile(r"(?P<action>\w+)@rank(?P<rank>\d+|\*):step(?P<step>\d+|\*):(?P<point>\w+)(?P<always>:always)?")
 
 
-def armed(point: str, *, rank: int, step: int, attempt: int = 1) -> str:
-    """The action that the variable arms here; empty if none."""
+def fault_point(point: str, *, rank: int, step: int, attempt: int = 1) -> str:
+    """Let the fault happen here if the variable arms this place.
+
+    Returns the action where the caller must see to it itself: `nan`; else an empty text.
+    """
     text = os.environ.get(VARIABLE)
     if not text:
         return ""
@@ -54,13 +58,21 @@ def armed(point: str, *, rank: int, step: int, attempt: int = 1) -> str:
             why=f"Actions: {', '.join(ACTIONS)}.",
             do=f"Write ACTION@rankR:stepN:POINT with POINT one of {', '.join(POINTS)}.",
         )
-    here = point == match["point"] and match["step"] in ("*", str(step)) and match["rank"] in ("*", str(rank))
-    return match["action"] if here and (attempt == 1 or match["always"]) else ""
+    if point != match["point"] or match["step"] not in ("*", str(step)) or match["rank"] not in ("*", str(rank)):
+        return ""
+    if not match["always"]:
+        if attempt > 1 or text in _fired:
+            return ""
+        _fired.add(text)
+    return _act(match["action"])
 
 
-def fault_point(point: str, *, rank: int, step: int, attempt: int = 1) -> None:
-    """Let the fault happen here if the variable arms this place."""
-    action = armed(point, rank=rank, step=step, attempt=attempt)
+def forget() -> None:
+    """Let what has happened happen again: for several runs in one process."""
+    _fired.clear()
+
+
+def _act(action: str) -> str:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
@@ -69,3 +81,4 @@ def fault_point(point: str, *, rank: int, step: int, attempt: int = 1) -> None:
         raise MemoryError("out of memory: a test asked for this")
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return action

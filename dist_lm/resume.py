@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dist_lm.assemble import Parts
@@ -19,6 +20,7 @@ from dist_lm.checkpoint.fragments import loss_scale, optimizer_step, restore, re
 from dist_lm.checkpoint.manifest import Checkpoint, Progress
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import Store
+from dist_lm.disk import disk_errors
 from dist_lm.errors import DataError, Diverged
 from dist_lm.guard import DivergenceGuard
 from dist_lm.selection import Selection
@@ -81,7 +83,7 @@ def with_state(progress: Progress, parts: Parts, small: SmallState) -> Progress:
 def resume(parts: Parts, store: Store, run_id: str, small: SmallState) -> Progress:
     """Where the run folder stands.  Raises DataError where nothing of what it saved can be used."""
     ranks = parts.ranks
-    ranks.agree(store.sweep)
+    ranks.agree(lambda: _open(store))
     fresh = Progress(step=0, position=0, data_fingerprint=parts.data_fingerprint)
     began_at = time.monotonic()
     checkpoint = commit.newest_verified(store, ranks, run_id)
@@ -103,6 +105,12 @@ def resume(parts: Parts, store: Store, run_id: str, small: SmallState) -> Progre
             time.monotonic() - began_at,
         )
     return stamp(parts, _after_rollbacks(parts, checkpoint.progress))
+
+
+def _open(store: Store) -> None:
+    """Sweep, and learn by it whether the place can be reached at all."""
+    with disk_errors(Path(store.location), f"use {store.location} for checkpoints"):
+        store.sweep()
 
 
 def load(parts: Parts, checkpoint: Checkpoint, small: SmallState) -> None:

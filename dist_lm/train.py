@@ -22,13 +22,13 @@ from dist_lm.checkpoint.fragments import loss_scale, own_fragments
 from dist_lm.checkpoint.manifest import Progress
 from dist_lm.checkpoint.policy import SavePolicy
 from dist_lm.checkpoint.store import open_store, step_name
-from dist_lm.checkpoint.writer import Writer
+from dist_lm.checkpoint.writer import RETRY_PAUSES_S, Writer
 from dist_lm.config_files import LoadedConfig
 from dist_lm.data.rows import StepRows
 from dist_lm.engine import StepResult
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.evaluate import evaluate
-from dist_lm.faults import armed, fault_point
+from dist_lm.faults import fault_point
 from dist_lm.memory import explained
 from dist_lm.metrics import MetricsLog, Window, averages, progress_line
 from dist_lm.ranks import Ranks
@@ -88,6 +88,7 @@ class _Loop:
             attempt=self.attempt.number,
             retention=Retention(run.keep, run.keep_every),
             fence=self.attempt.fence,
+            pauses_s=RETRY_PAUSES_S[: run.save_retries],
         )
         self.resumed_step = self.saved_step = self.progress.step
         self.attempt.resumed_at(self.progress.step)
@@ -328,6 +329,4 @@ class _Loop:
             self.metrics.write("event", self.progress.step, {"event": name, **values})
 
     def _fault(self, point: str, step: int) -> str:
-        place = {"rank": self.ranks.rank, "step": step, "attempt": self.attempt.number}
-        fault_point(point, **place)
-        return armed(point, **place)
+        return fault_point(point, rank=self.ranks.rank, step=step, attempt=self.attempt.number)

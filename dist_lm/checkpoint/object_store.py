@@ -10,7 +10,9 @@ of their own, so that a late writer cannot change those of another.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -20,6 +22,17 @@ from dist_lm.checkpoint.store import PREFIX, Chunks, Draft, Store
 log = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _PART_BYTES = 1 << 25
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Every failure of a client library as an OSError: writers try those again."""
+    try:
+        yield
+    except (OSError, AssertionError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class ObjectStore(Store):
@@ -35,6 +48,7 @@ class ObjectStore(Store):
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
 
+    @_storage_errors()
     def names(self) -> list[str]:
         try:
             entries = self._files.ls(self._root, detail=False, refresh=True)
@@ -44,12 +58,14 @@ class ObjectStore(Store):
         found = [name for name in names if name.startswith(PREFIX) and self.size(name, _MANIFEST) is not None]
         return sorted(found, reverse=True)
 
+    @_storage_errors()
     def size(self, name: str, file: str) -> int | None:
         try:
             return int(self._files.info(self._path(name, file), refresh=True)["size"])
         except FileNotFoundError:
             return None
 
+    @_storage_errors()
     def read_range(self, name: str, file: str, start: int, end: int) -> bytes:
         size = self.size(name, file)
         if size is None:
@@ -63,6 +79,7 @@ class ObjectStore(Store):
     def file_in(self, draft: Draft, file: str) -> str:
         return f"{draft.tag}/{file}"
 
+    @_storage_errors()
     def write(self, draft: Draft, file: str, chunks: Chunks) -> None:
         path = self._path(draft.name, draft.tag, file)
         size = 0
@@ -85,6 +102,7 @@ class ObjectStore(Store):
         except FileNotFoundError:
             return None
 
+    @_storage_errors()
     def publish(self, draft: Draft, manifest_file: str, manifest: bytes) -> None:
         self._files.pipe_file(self._path(draft.name, manifest_file), manifest)
         self._files.invalidate_cache()
@@ -93,6 +111,7 @@ class ObjectStore(Store):
             if entry.rstrip("/").rpartition("/")[2] not in (draft.tag, manifest_file):
                 self._files.rm(entry, recursive=True)
 
+    @_storage_errors()
     def set_aside(self, name: str, problem: str) -> None:
         number = 0
         while self.size(name, f"bad-{number}.json") is not None:
@@ -102,11 +121,13 @@ class ObjectStore(Store):
         self._files.invalidate_cache()
         log.warning("checkpoint %s is set aside, its manifest is now bad-%d.json: %s", name, number, problem)
 
+    @_storage_errors()
     def remove(self, name: str) -> None:
         self._files.rm_file(self._path(name, _MANIFEST))
         self._files.rm(self._path(name), recursive=True)
         self._files.invalidate_cache()
 
+    @_storage_errors()
     def sweep(self) -> None:
         try:
             entries = self._files.ls(self._root, detail=False, refresh=True)
@@ -120,9 +141,11 @@ class ObjectStore(Store):
             if self.size(name, "bad-0.json") is None:
                 self._files.rm(entry, recursive=True)
 
+    @_storage_errors()
     def write_pointer(self, file: str, content: bytes) -> None:
         self._files.pipe_file(self._path(file), content)
 
+    @_storage_errors()
     def read_pointer(self, file: str) -> bytes | None:
         try:
             content: bytes = self._files.cat_file(self._path(file))
