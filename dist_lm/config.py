@@ -8,211 +8,45 @@ as they are: they count from the working directory, not from the YAML file.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from dist_lm.duration import DURATION
+from dist_lm.config_data import DataSection, SourceSpec, StageSpec
+from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
+from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
+from dist_lm.config_run import BatchSection, BestSection, EarlyStopSection, RunSection
+from dist_lm.config_section import Rule, Section, refuse
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Duration = Annotated[str, Field(pattern=DURATION)]
-"""A length of time such as 90s, 15min or 11h30min."""
-
-
-def _in_words(words: str) -> WrapValidator:
-    """One message where Pydantic would have one for each type that was tried."""
-
-    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return inner(value)
-        except ValidationError as error:
-            raise PydanticCustomError("either", "{words}", {"words": words}) from error
-
-    return WrapValidator(check)
-
-
-Rule = tuple[str, tuple[str, ...]]
-"""A broken rule in words, and the dotted keys that it is about."""
-_ROUNDING = 1e-9
-"""Slack for shares that a person wrote in decimal, such as 0.7 + 0.3."""
-
-
-class Section(BaseModel):
-    """One section of the YAML: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-
-def _refuse(broken: list[Rule]) -> None:
-    """Raise all broken rules at once; config_files.py adds file and line of the keys."""
-    if broken:
-        text = "; ".join(words for words, _ in broken)
-        raise PydanticCustomError("rules", "{text}", {"text": text, "rules": broken})
-
-
-class BestSection(Section):
-    metric: str = "loss"
-    """Held-out figure that decides which checkpoint is the best."""
-    mode: Literal["auto", "min", "max"] = "auto"
-    """Whether less or more is better; auto: less of a loss or perplexity, more of anything else."""
-
-
-class EarlyStopSection(BestSection):
-    patience: PositiveInt = 3
-    """Evaluations without improvement after which the run ends."""
-    min_delta: NonNegativeFloat = 0.0
-    """An improvement is more than this."""
-
-
-class RunSection(Section):
-    dir: Path
-    """Folder of this run: checkpoints, metrics, logs.  The same folder goes on where it was."""
-    steps: PositiveInt
-    """Optimizer updates in the whole run."""
-    seed: Seed = 0
-    """Decides weights, data order, masks and dropout."""
-    log_every: PositiveInt = 10
-    """Steps between two metric records."""
-    eval_every: NonNegativeInt = 0
-    """Steps between two evaluations; 0: only at the end."""
-    save_every: Annotated[PositiveInt | Duration, _in_words("should be a number of steps, or a time such as 15min")] = (
-        500
-    )
-    """Steps between two checkpoints, or a time such as 15min.  The last step is always saved."""
-    keep: PositiveInt = 3
-    """Newest checkpoints kept; older ones are removed once a newer one is published."""
-    keep_every: NonNegativeInt = 0
-    """Checkpoints of a step that is a multiple of this are kept, too; 0: none."""
-    checkpoints: str | None = None
-    """Where checkpoints lie, such as s3://bucket/run; without it, in the run folder."""
-    save_retries: Annotated[int, Field(ge=0, le=4)] = 4
-    """How often a failed write is tried again, after 0.5, 2, 8 and 30 s, before the run ends."""
-    best: BestSection | None = None
-    """Mark and keep the checkpoint with the best held-out figure."""
-    early_stop: EarlyStopSection | None = None
-    """End the run when a held-out figure no longer improves."""
-    time_limit: Duration | None = None
-    """Stop, with a checkpoint, this long after the attempt began, such as 11h30min."""
-    stop_budget_s: PositiveFloat = 120.0
-    """A rank that is still there this long after a stop request ends without a checkpoint."""
-    stall_limit_s: PositiveFloat = 300.0
-    """Least time without progress that counts as a stall; five times the longest seen counts, too."""
-    bad_steps: PositiveInt = 3
-    """Bad steps in a row after which the run goes back to a checkpoint and skips their data."""
-    spike_mads: NonNegativeFloat = 0.0
-    """A loss this many median deviations above the recent median is a bad step; 0: only a loss or
-    gradient that is not finite is one."""
-    max_rollbacks: NonNegativeInt = 2
-    """Rollbacks in the whole run; one more ends it."""
-    allow_change: tuple[str, ...] = ()
-    """Dotted keys that may differ from those the run folder was begun with."""
-
-
-class MlmTask(Section):
-    name: Literal["mlm"]
-    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of the ordinary tokens that become targets."""
-    mask_unit: Literal["token", "word"] = "token"
-    """What is masked together: one token, or all tokens of a word."""
-    mask_share: Share = 0.8
-    """Share of the targets that the model sees as the mask token."""
-    random_share: Share = 0.1
-    """Share of the targets that the model sees as a random token; the rest it sees unchanged."""
-    next_sentence: bool = True
-    """Also learn to tell whether the second segment follows the first (NSP)."""
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> MlmTask:
-        if self.mask_share + self.random_share > 1.0 + _ROUNDING:
-            words = f"task.mask_share {self.mask_share} + task.random_share {self.random_share} are more than 1"
-            _refuse([(words, ("task.mask_share", "task.random_share"))])
-        return self
+__all__ = [
+    "BatchSection",
+    "BestSection",
+    "CausalLmTask",
+    "ClassificationTask",
+    "DataSection",
+    "EarlyStopSection",
+    "LoraSection",
+    "MlmTask",
+    "ModelSection",
+    "OptimSection",
+    "RunConfig",
+    "RunSection",
+    "ScheduleSection",
+    "Section",
+    "SourceSpec",
+    "SpanCorruptionTask",
+    "StageSpec",
+    "Task",
+]
 
 
 class ClassificationTask(Section):
     name: Literal["classification"]
 
 
-Task = Annotated[MlmTask | ClassificationTask, Field(discriminator="name")]
-
-
-class ModelSection(Section):
-    weights: Path | None = Field(default=None, alias="from")
-    """Hugging Face folder, or run folder, whose weights the run starts from."""
-    size: Literal["tiny", "mini", "small", "base", "large"] = "mini"
-    """Named BERT size, used where `from` is empty."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the Hugging Face config that replace those of the named size."""
-
-
-class DataSection(Section):
-    train: Path
-    """Prepared data set (a folder with manifest.json)."""
-    heldout: Path | None = None
-    """Prepared data set for evaluation."""
-    tokenizer: Path
-    """Tokenizer folder; must be the one that the data sets were prepared with."""
-    seq_len: PositiveInt | None = None
-    """Tokens of a row, for data sets of kind `tokens`, which need it.  Other kinds were packed for a
-    length when they were prepared."""
-    lanes: PositiveInt = 16
-    """Readers that go through the shards side by side (design note: data order)."""
-    era: PositiveInt = 1024
-    """Rows of a lane that are shuffled together."""
-
-
-class BatchSection(Section):
-    global_rows: PositiveInt = Field(alias="global")
-    """Rows that all ranks together train on in one step."""
-    micro_rows: Annotated[
-        PositiveInt | Literal["auto"], _in_words("should be a number of rows, 1 or more, or auto")
-    ] = Field(alias="micro")
-    """Most rows that one rank sends through one forward pass; auto: as many as fit into memory."""
-
-
-class ScheduleSection(Section):
-    kind: Literal["constant", "linear", "cosine", "wsd"] = "linear"
-    """Shape of the learning rate after warm-up."""
-    warmup_steps: NonNegativeInt = 0
-    """Steps in which the learning rate rises linearly from 0."""
-    final_share: Share = 0.0
-    """Learning rate at the last step, as a share of `optim.lr`."""
-    decay_steps: NonNegativeInt = 0
-    """wsd only: steps of the final linear decay."""
-
-
-class OptimSection(Section):
-    name: Literal["adamw"] = "adamw"
-    lr: PositiveFloat
-    """Peak learning rate."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Not applied to biases and normalisation weights."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    clip: NonNegativeFloat = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
-    schedule: ScheduleSection = ScheduleSection()
+Task = Annotated[MlmTask | CausalLmTask | SpanCorruptionTask | ClassificationTask, Field(discriminator="name")]
 
 
 class RunConfig(Section):
@@ -231,7 +65,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:
-        _refuse(list(_broken_rules(self)))
+        refuse(list(_broken_rules(self)))
         return self
 
 
@@ -254,6 +88,13 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
+    steps = [stage.from_step for stage in config.data.stages]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "data.stages begin at steps that do not grow", ("data.stages",)
+    if steps and steps[-1] > run.steps:
+        yield f"data.stages begin at step {steps[-1]}, after run.steps {run.steps}", ("data.stages", "run.steps")
+    if steps and len(config.data.sources) < 2:
+        yield "data.stages has no effect: data.train is not a mixture", ("data.stages", "data.train")
     for key in ("eval_every", "best", "early_stop"):
-        if getattr(run, key) and config.data.heldout is None:
+        if getattr(run, key) and not config.data.heldout:
             yield f"run.{key} has no effect without data.heldout", (f"run.{key}", "data.heldout")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dist_lm.config import RunConfig, Section
 from dist_lm.config_keys import flatten, public_fields, sections_in
@@ -24,10 +24,10 @@ from dist_lm.errors import ConfigError
 from dist_lm.yaml_tree import Entry, Tree, find, merge, parse_value, plain, read_tree
 
 DEFAULT = "default"
-_PATHS = ("model.from", "data.train", "data.heldout", "data.tokenizer", "run.dir")
-_STEERED = ("run.dir", "run.steps", "run.seed")
+_PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.tokenizer", "run.dir")
+_STEERED = ("run.steps", "run.seed")
 """Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
-_SHARING = ("batch.micro", "zero", "deepspeed")
+_SHARING = ("batch.micro", "zero", "deepspeed", "model.activation_checkpointing", "model.attention", "task.head_chunk")
 """How the work is shared out; what is computed is the same for every value."""
 
 
@@ -66,11 +66,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
-    left_out = {*_PATHS, *_SHARING}
+    left_out = (*_PATHS, *_SHARING)
     return {
         key: _json(value)
         for key, value in flatten(config).items()
-        if key not in left_out and (key in _STEERED or not key.startswith("run."))
+        if not any(f"{key}.".startswith(f"{name}.") for name in left_out)
+        and (key in _STEERED or not key.startswith("run."))
     }
 
 
@@ -105,6 +106,8 @@ def _text(value: Any) -> str:
 def _json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_json(item) for item in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     return str(value) if isinstance(value, Path) else value
 
 

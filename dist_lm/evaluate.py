@@ -8,7 +8,6 @@ gathered, only sums.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
@@ -27,14 +26,14 @@ def _never() -> bool:
 def evaluate(
     engine: Engine,
     task: Task,
-    folder: Path,
+    location: str,
     ranks: Ranks,
     *,
     micro_rows: int,
     seed: int,
     stop_now: Callable[[], bool] = _never,
 ) -> dict[str, float]:
-    """Averages over the data set in `folder`; a collective call of all ranks.
+    """Averages over the data set in `location`; a collective call of all ranks.
 
     `stop_now`: asked now and then, at the same micro-batch on every rank; once it says yes, the
     result is empty.
@@ -43,7 +42,7 @@ def evaluate(
     sums = dict.fromkeys(names, 0.0)
     targets = dict.fromkeys(task.objectives, 0.0)
     rows = HeldoutRows(
-        folder,
+        location,
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_rows=micro_rows,

@@ -84,16 +84,16 @@ def resume(parts: Parts, store: Store, run_id: str, small: SmallState) -> Progre
     """Where the run folder stands.  Raises DataError where nothing of what it saved can be used."""
     ranks = parts.ranks
     ranks.agree(lambda: _open(store))
-    fresh = Progress(step=0, position=0, data_fingerprint=parts.data_fingerprint)
+    fresh = Progress(step=0, position=0, data_fingerprint=parts.data.fingerprint())
     began_at = time.monotonic()
     checkpoint = commit.newest_verified(store, ranks, run_id)
     if checkpoint is None:
         return stamp(parts, _after_rollbacks(parts, fresh))
-    if checkpoint.progress.data_fingerprint != fresh.data_fingerprint:
+    if checkpoint.progress.data_fingerprint != parts.data.fingerprint(checkpoint.progress.position):
         raise DataError(
             "the checkpoint's position counts rows of another data set or order",
             where=checkpoint.folder,
-            do="Use the data, data.lanes, data.era and run.seed that the run was begun with.",
+            do="Use the data, weights, data.lanes, data.era and run.seed that the run was begun with.",
         )
     load(parts, checkpoint, small)
     if ranks.is_first:
@@ -172,4 +172,5 @@ def _after_rollbacks(parts: Parts, progress: Progress) -> Progress:
     for record in parts.ranks.agree(lambda: parts.run_dir.read_list(ROLLBACKS)):
         if record["from_step"] == progress.step and record["begin"] == position:
             position = int(record["end"])
-    return Progress(**{**asdict(progress), "position": position})
+    fingerprint = parts.data.fingerprint(position)
+    return Progress(**{**asdict(progress), "position": position, "data_fingerprint": fingerprint})

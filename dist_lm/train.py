@@ -149,7 +149,7 @@ class _Loop:
 
     def _steps(self) -> None:
         """Until the run ends, or has to go back."""
-        with open_stream(self.config, self.ranks, self.task, position=self.progress.position) as stream:
+        with open_stream(self.parts, position=self.progress.position) as stream:
             batches = iter(stream)
             while not self._done and not self.spoilt:
                 self._one_step(batches)
@@ -175,6 +175,7 @@ class _Loop:
             self.progress,
             step=step,
             position=batch.rows.next_position,
+            data_fingerprint=self.parts.data.fingerprint(batch.rows.next_position),
             tokens=self.progress.tokens + batch.global_tokens,
         )
         self.grad_norm, self.learning_rate = result.grad_norm, rate
@@ -256,7 +257,7 @@ class _Loop:
             "learning_rate": self.learning_rate,
             "grad_norm": float(self.grad_norm),
             "tokens": float(self.progress.tokens),
-            "epoch": self.progress.position / self.parts.num_rows,
+            **self.parts.data.epochs(self.progress.position),
         }
         self.last_metrics = values
         if self.metrics:
@@ -265,24 +266,28 @@ class _Loop:
 
     def _evaluate(self) -> dict[str, Any] | None:
         """Held-out figures; the entry for BEST.json where they are the best so far."""
-        folder, step = self.config.data.heldout, self.progress.step
-        if folder is None:
+        heldout_sets, step = self.config.data.heldout_sets, self.progress.step
+        if not heldout_sets:
             return None
         self.watch.enter("evaluation", step)
         self._fault("in_evaluation", step)
         began_at = time.monotonic()
-        figures = evaluate(
-            self.engine,
-            self.task,
-            folder,
-            self.ranks,
-            micro_rows=self.parts.micro_rows,
-            seed=self.config.run.seed,
-            stop_now=lambda: self.ranks.sum([bool(self.stop.reason)])[0] > 0,
-        )
-        if not figures:
-            self.stop_agreed = True
-            return None
+        figures: dict[str, float] = {}
+        for set_name, location in heldout_sets.items():
+            values = evaluate(
+                self.engine,
+                self.task,
+                location,
+                self.ranks,
+                micro_rows=self.parts.micro_rows,
+                seed=self.config.run.seed,
+                stop_now=lambda: self.ranks.sum([bool(self.stop.reason)])[0] > 0,
+            )
+            if not values:
+                self.stop_agreed = True
+                return None
+            prefix = f"{set_name}_" if set_name else ""
+            figures |= {prefix + name: value for name, value in values.items()}
         self.heldout_metrics = figures
         if self.metrics:
             self.metrics.write("eval", step, figures)

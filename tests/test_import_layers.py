@@ -15,27 +15,32 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 # From the bottom up; a module may import its own layer and those below.  A folder names its modules.
 LAYERS: list[set[str]] = [
     {
-        *("errors", "disk", "faults", "duration"),
-        *("config", "config_keys", "config_mistakes", "config_files", "yaml_tree", "json_tree"),
+        *("errors", "disk", "faults", "duration", "yaml_tree", "json_tree"),
+        *("config", "config_data", "config_run", "config_section", "config_model", "config_pretraining"),
+        *("config_keys", "config_mistakes", "config_files"),
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
-    {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"engine", "checkpoint", "metrics", "tasks"},
+    {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
+    {"engine", "checkpoint", "metrics", "tasks", "model", "run_model"},
     {"train", "assemble", "resume", "memory", "batches", "evaluate", "export", "worker", "cluster", "demo", "status"},
-    {"cli_runs"},
+    {"cli_data", "cli_runs"},
     {"cli"},
     {"__main__"},
 ]
 SEAMS = {
-    "ray": {"cluster/ray_train.py"},
+    "ray": {"cluster/ray_train.py", "data/preparation/runners.py"},
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
 }
 LIGHT = [
     "cli.py",
+    "cli_data.py",
     "cli_runs.py",
     "errors.py",
     "config.py",
+    "config_section.py",
+    "config_model.py",
+    "config_pretraining.py",
     "config_files.py",
     "config_keys.py",
     "config_mistakes.py",
@@ -52,9 +57,14 @@ LIGHT = [
     "ops.py",
     "data/location.py",
     "data/order.py",
+    "data/prepare.py",
+    "data/preparation/map_task.py",
+    "data/preparation/reduce_task.py",
+    "data/preparation/runners.py",
+    "data/sources/inputs.py",
+    "data/sources/registry.py",
     "data/remote_file.py",
     "data/retry.py",
-    "data/sources.py",
     "data/storage.py",
 ]
 HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}
