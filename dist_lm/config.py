@@ -56,8 +56,8 @@ class RunConfig(Section):
     batch: BatchSection
     optim: OptimSection
     run: RunSection
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 keeps fp32 master weights."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 keep fp32 master weights; fp16 has a loss scale, which is part of the checkpoint."""
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
     """ZeRO stage; auto takes the DeepSpeed file's stage, or 1 without a file."""
     deepspeed: Path | None = None
@@ -95,6 +95,8 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
         yield f"data.stages begin at step {steps[-1]}, after run.steps {run.steps}", ("data.stages", "run.steps")
     if steps and len(config.data.sources) < 2:
         yield "data.stages has no effect: data.train is not a mixture", ("data.stages", "data.train")
+    if config.precision == "fp16" and config.zero == 0:
+        yield "precision fp16 needs zero 1, 2 or 3: at stage 0 DeepSpeed does not clip", ("precision", "zero")
     for key in ("eval_every", "best", "early_stop"):
         if getattr(run, key) and not config.data.heldout:
             yield f"run.{key} has no effect without data.heldout", (f"run.{key}", "data.heldout")
