@@ -192,7 +192,8 @@ class _Loop:
         micro_batches: list[MicroBatch] = []
         try:
             rows = next(batches)
-            micro_batches = [self.task.collate(part) for part in divide(rows.rows, self.parts.plan)]
+            parts = divide(self.task.by_length(rows.rows), self.parts.plan)
+            micro_batches = [self.task.collate(part) for part in parts]
         except DistLMError as error:
             failure = failure or error
         local = [sum(batch.targets[name] for batch in micro_batches) for name in self.task.objectives]
@@ -282,6 +283,7 @@ class _Loop:
                 micro_rows=self.parts.micro_rows,
                 seed=self.config.run.seed,
                 stop_now=lambda: self.ranks.sum([bool(self.stop.reason)])[0] > 0,
+                cache=self.parts.cache,
             )
             if not values:
                 self.stop_agreed = True
