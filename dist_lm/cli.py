@@ -160,7 +160,6 @@ def config_schema() -> None:
     print(json.dumps(schema(), indent=2))
 
 
-@app.command()
 @ops_app.command("build")
 def ops_build() -> None:
     """Build DeepSpeed's CPU op now, so that no run waits for it."""

@@ -7,7 +7,6 @@ Promises: a checkpoint is verified before it is read; no ranks, no GPU and no ne
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from transformers.models.auto import modeling_auto
 from dist_lm import lora
 from dist_lm.checkpoint import commit
 from dist_lm.checkpoint.commit import Checkpoint
+from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.run_dir import RunDir
 from dist_lm.run_model import model_of_run, section_of
 
-BEST_POINTER = "BEST.json"
-"""Written beside the checkpoints by training with a metric to watch: {"step": N, ...}."""
 CLASSIFICATION, TOKEN_CLASSIFICATION = "classification", "token_classification"
 QUESTION_ANSWERING, SEQ2SEQ, FILL_MASK = "question_answering", "seq2seq", "fill_mask"
 CAUSAL_LM, INSTRUCTION = "causal_lm", "instruction"
@@ -109,17 +107,16 @@ def split_location(location: str) -> tuple[Path, str]:
 def choose_checkpoint(run_dir: RunDir, selector: str = "") -> Checkpoint:
     """The checkpoint of the step that is asked for, whole; the newest one where none is."""
     step = _best_step(run_dir) if selector == "best" else int(selector) if selector.isdecimal() else None
-    folders = commit.published(run_dir.checkpoints)
-    if step is not None:
-        folders = [folder for folder in folders if folder.name == f"step-{step:08d}"]
-    if not folders:
-        saved = ", ".join(folder.name for folder in commit.published(run_dir.checkpoints)) or "none"
+    store = open_store(run_dir.checkpoint_location())
+    names = [name for name in store.names() if step is None or name == step_name(step)]
+    if not names:
+        saved = ", ".join(store.names()) or "none"
         raise ConfigError(
             f"{run_dir.path} has no checkpoint" + (f" of step {step}" if step is not None else ""),
             why=f"Checkpoints: {saved}.",
             do="Name one of these steps, or train until the first one is saved.",
         )
-    checkpoint = Checkpoint.load(folders[0])
+    checkpoint = Checkpoint.read(store, names[0])
     damage = checkpoint.damage(sorted(checkpoint.files))
     if damage:
         raise DataError(f"{checkpoint.folder} is damaged: {damage}", do="Name an earlier step with RUN@STEP.")
@@ -127,16 +124,18 @@ def choose_checkpoint(run_dir: RunDir, selector: str = "") -> Checkpoint:
 
 
 def _best_step(run_dir: RunDir) -> int:
-    path = run_dir.checkpoints / BEST_POINTER
+    store = open_store(run_dir.checkpoint_location())
     try:
-        return int(json.loads(path.read_text())["step"])
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{run_dir.path} knows no best checkpoint",
-            why="It is noted where the run evaluates and watches a metric.",
-            do="Name RUN@latest or RUN@STEP.",
-        ) from None
+        marked = commit.best(store)
+        if marked is None:
+            raise ConfigError(
+                f"{run_dir.path} knows no best checkpoint",
+                why="It is noted where the run evaluates and watches a metric (run.best).",
+                do="Name RUN@latest or RUN@STEP.",
+            )
+        return int(marked["step"])
     except (ValueError, KeyError, TypeError) as error:
+        path = f"{store.location}/{commit.BEST}"
         raise DataError(f"{path} cannot be read", why=repr(error), do="Name RUN@latest or RUN@STEP.") from error
 
 
