@@ -7,6 +7,8 @@ folder is claimed only after that.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -76,7 +78,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
     model = _together(ranks, lambda: inputs.task.build_model(config.model))
-    facts = {**inputs.identity, **ranks.agree(lambda: _frozen(model))}
+    facts = {**inputs.identity, **ranks.agree(lambda: model_facts(config, model))}
     ranks.agree(lambda: run_dir.claim(facts, lambda stored: identity_diff(stored, facts, config.run.allow_change)))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -129,10 +131,16 @@ def _together(ranks: Ranks, work: Any) -> Any:
     return result
 
 
-def _frozen(model: Any) -> dict[str, str]:
-    """Checkpoints hold trained weights only: a run goes on only over the same frozen ones."""
-    digest = frozen_sha256(model)
-    return {FROZEN_KEY: digest} if digest else {}
+def model_facts(config: RunConfig, model: Any) -> dict[str, str]:
+    """What decides the model and stands in files: its config.json, and the weights that are not trained.
+
+    Checkpoints hold trained weights only: a run goes on only over the same frozen ones.
+    """
+    facts = {FROZEN_KEY: frozen_sha256(model)}
+    if config.model.config is not None:
+        fields = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+        facts["model.config"] = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return {key: value for key, value in facts.items() if value}
 
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:

@@ -121,6 +121,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         over += whole
         for stage in (2, 3):
             over += in_two_parts(whole[stage], root / f"{part}-zero{stage}-again")
+            low = {**whole[stage], "precision": "bf16"}
+            low["run"] = {**low["run"], "dir": str(root / f"{part}-bf16-zero{stage}")}
+            over += [low, *in_two_parts(low, root / f"{part}-bf16-zero{stage}-again")]
     over.append(config(data, root / "frozen-without-decay", "causal", model={"from": first_weights, **PARTS["frozen"]}))
     train_scenarios(root / "over", over, num_ranks=2)
     return root
@@ -149,6 +152,7 @@ def test_parts_of_a_model_train_alike_at_every_stage(runs: Path, part: str, stag
     [
         *((f"{objective}-2-zero3-again", f"{objective}-2-zero3") for objective in MODELS),
         *((f"{part}-zero{stage}-again", f"{part}-zero{stage}") for part in PARTS for stage in (2, 3)),
+        *((f"{part}-bf16-zero{stage}-again", f"{part}-bf16-zero{stage}") for part in PARTS for stage in (2, 3)),
     ],
 )
 def test_resumed_losses_equal_the_uninterrupted_ones_to_the_last_bit(runs: Path, again: str, whole: str) -> None:
