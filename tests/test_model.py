@@ -174,9 +174,9 @@ def test_weights_come_from_a_folder(tokenizers: dict[str, Tokenizer], bert_folde
 
 
 def test_rows_that_a_folder_has_no_positions_for_are_named(tokenizers: dict[str, Tokenizer], bert_folder: Path) -> None:
-    with pytest.raises(DataError, match="rows of 513 tokens do not fit a model with 512 positions") as caught:
+    with pytest.raises(DataError, match="model inputs of 513 tokens do not fit a model with 512 positions") as caught:
         build(tokenizers, from_folder(bert_folder), positions=513)
-    assert "--seq-len 512" in str(caught.value)
+    assert "512 tokens at most" in str(caught.value)
 
 
 def test_another_tokenizer_is_refused_unless_embeddings_are_made_anew(
