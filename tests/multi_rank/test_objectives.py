@@ -144,7 +144,8 @@ def test_losses_do_not_depend_on_how_the_batch_is_divided(runs: Path, objective:
 def test_parts_of_a_model_train_alike_at_every_stage(runs: Path, part: str, stage: int) -> None:
     reference, other = losses(runs / f"{part}-zero0"), losses(runs / f"{part}-zero{stage}")
     assert list(other.values()) == pytest.approx(list(reference.values()), rel=CLOSE)
-    assert heldout_loss(runs / f"{part}-zero{stage}") < heldout_loss(runs / "causal-2-zero2") - 0.005
+    # Far more than rounding: six steps of a part of the model.
+    assert heldout_loss(runs / f"{part}-zero{stage}") < heldout_loss(runs / "causal-2-zero2") - 5e-4
 
 
 @pytest.mark.parametrize(
