@@ -7,6 +7,8 @@ folder is claimed only after that.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import platform
 import shutil
@@ -88,7 +90,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: st
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
     model = _together(ranks, lambda: inputs.task.build_model(config.model))
-    facts = {**inputs.identity, **ranks.agree(lambda: _frozen(model))}
+    facts = {**inputs.identity, **ranks.agree(lambda: model_facts(config, model))}
     ranks.agree(lambda: run_dir.claim(facts, lambda stored: identity_diff(stored, facts, config.run.allow_change)))
     attempt = Attempt.begin(run_dir, config.run, ranks, stop, launcher=launcher)
     try:
@@ -158,10 +160,16 @@ def _together(ranks: Ranks, work: Any) -> Any:
     return result
 
 
-def _frozen(model: Any) -> dict[str, str]:
-    """Checkpoints hold trained weights only: a run goes on only over the same frozen ones."""
-    digest = frozen_sha256(model)
-    return {FROZEN_KEY: digest} if digest else {}
+def model_facts(config: RunConfig, model: Any) -> dict[str, str]:
+    """What decides the model and stands in files: its config.json, and the weights that are not trained.
+
+    Checkpoints hold trained weights only: a run goes on only over the same frozen ones.
+    """
+    facts = {FROZEN_KEY: frozen_sha256(model)}
+    if config.model.config is not None:
+        fields = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+        facts["model.config"] = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return {key: value for key, value in facts.items() if value}
 
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
