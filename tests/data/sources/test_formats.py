@@ -110,6 +110,13 @@ def test_the_parts_of_a_file_of_lines_give_each_line_once(tmp_path: Path, target
     assert [str(record.where) for record in found] == [f"{path}:{line}" for line in range(1, len(TEXTS) * 3 + 1)]
 
 
+def test_a_table_reads_the_columns_that_are_looked_at(everywhere: dict[str, Path]) -> None:
+    path = everywhere["parquet"]
+    assert set(read(path, wanted=("text",), optional=("id",))[0].fields) == {"text"}
+    assert set(read(path, wanted=("text",), optional=("other",))[0].fields) == {"text", "other"}
+    assert set(read(path, wanted=("title",))[0].fields) == {"text", "other"}
+
+
 def test_the_parts_of_a_parquet_file_are_its_row_groups(everywhere: dict[str, Path]) -> None:
     path = everywhere["parquet"]
     file = SourceFile(str(path), path.stat().st_size)
