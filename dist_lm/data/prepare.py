@@ -300,7 +300,7 @@ def _expect_rows(name: str, shards: Sequence[Any], options: PrepareOptions, repo
             f"no row is left for {name}",
             where=", ".join(options.inputs),
             why=f"--heldout is {options.heldout_fraction}.\n{report}",
-            do="Give more text, or change --heldout or the filters.",
+            do="Give more text, change --heldout or the filters, or part large .txt files: --documents paragraph.",
         )
 
 

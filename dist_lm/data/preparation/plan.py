@@ -159,6 +159,7 @@ def identity_of(
         "block_rows": options.block_rows or kind_named(options.kind).block_rows,
         "shard_rows": options.shard_rows or kind_named(options.kind).shard_rows,
         "tokenizer_sha256": tokenizer.sha256,
+        "facts": kind_named(options.kind).facts(tokenizer, rules),
         "input_files": len(files),
         "inputs_sha256": digest.hexdigest(),
     }
