@@ -81,6 +81,8 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
     check_options(options)
     tokenizer = load_tokenizer(options.tokenizer)
     files = list_inputs(options.inputs, options.settings)
+    if options.ray:
+        files = [file.absolute() for file in files]
     identity = identity_of(options, tokenizer, files, progress)
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
