@@ -160,6 +160,45 @@ def data_prepare(
     print(prepare(options, progress=counter()))
 
 
+@data_app.command("records")
+def data_records(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="New .jsonl file.")],
+    file_format: FormatOption = None,
+    field: FieldOption = None,
+    documents: DocumentsOption = "file",
+    columns: ColumnsOption = None,
+    max_bad: Annotated[int, typer.Option(help="Bad records allowed.")] = 0,
+) -> None:
+    """Any source as .jsonl, for predict and eval.
+
+    dist-lm data records test.conll --out test.jsonl
+
+    dist-lm data records dev-v2.0.json --out dev.jsonl
+    """
+    from dist_lm.data.convert import convert_records
+
+    count, bad = convert_records(inputs, _read_settings(file_format, field, documents, columns), out, max_bad=max_bad)
+    print(f"{out}: {count} records" + (f", {bad} bad ones left out" if bad else ""))
+
+
+@data_app.command("pair-lines")
+def data_pair_lines(
+    source: Annotated[str, typer.Argument(help="Text, a line an example; .gz is fine.")],
+    target: Annotated[str, typer.Argument(help="Its translation, line by line.")],
+    out: Annotated[Path, typer.Option(help="New .jsonl file of `source` and `target`.")],
+    max_bad: Annotated[int, typer.Option(help="Bad pairs allowed.")] = 0,
+) -> None:
+    """Two files that run in parallel as records of a translation.
+
+    dist-lm data pair-lines train.en train.de --out train.jsonl
+    """
+    from dist_lm.data.convert import pair_lines
+
+    count, bad = pair_lines(source, target, out, max_bad=max_bad)
+    print(f"{out}: {count} pairs" + (f", {bad} bad ones left out" if bad else ""))
+
+
 @data_app.command("inspect")
 def data_inspect(
     folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],

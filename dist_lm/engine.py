@@ -64,7 +64,8 @@ class Engine:
         self.seed = seed
         self._clock = clock
         module = TaskModule(model, task)
-        module.to(ranks.device)
+        # transformers hands out loaded weights in evaluation mode: without dropout.
+        module.to(ranks.device).train()
         parameter_groups = groups(module, optim)
         # Offloaded optimizer states need DeepSpeed's own CPU Adam; elsewhere torch's fused one is
         # as fast and needs no compiler.

@@ -29,7 +29,7 @@ from dist_lm.data.kinds.base import Kind, PackingRules
 from dist_lm.data.kinds.registry import kind_named
 from dist_lm.data.sources.format import ReadSettings, Split
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
-from dist_lm.data.vocabulary import CONFIG_FILE, TOKENIZER_FILE
+from dist_lm.data.vocabulary import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from dist_lm.disk import disk_errors, sync_folder, write_bytes
 from dist_lm.errors import EnvironmentFault
 
@@ -112,7 +112,7 @@ class WorkFolder:
         with disk_errors(self.path):
             for folder in (self.map, self.reduce, self.path / _TOKENIZER):
                 folder.mkdir(parents=True, exist_ok=True)
-            for name in (TOKENIZER_FILE, CONFIG_FILE):
+            for name in (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE):
                 if (tokenizer / name).exists():
                     write_bytes(self.path / _TOKENIZER / name, (tokenizer / name).read_bytes())
             sync_folder(self.out)

@@ -147,7 +147,7 @@ def _write(
 ) -> None:
     kind = job.kind
     spec = kind.columns(job.rules)
-    columns: dict[str, NDArray[Any]] = take_rows(documents, which, spec, row_starts(documents, spec))
+    columns: dict[str, NDArray[Any]] = kind.join(take_rows(documents, which, spec, row_starts(documents, spec)))
     summary.shards.append(write_shard(folder, number, columns, spec=spec, block_rows=job.block_rows))
     for column in spec:
         if column.name in kind.token_columns:
