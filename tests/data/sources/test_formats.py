@@ -322,8 +322,10 @@ def test_inputs_that_are_not_there_or_not_known_are_refused(tmp_path: Path) -> N
         list_inputs([str(tmp_path / "nothing.txt")], ReadSettings())
     with pytest.raises(DataError, match="does not exist"):
         list_inputs([str(tmp_path / "*.txt")], ReadSettings())
-    with pytest.raises(DataError, match="no readable files"):
-        list_inputs([str(tmp_path)], ReadSettings())
+    (tmp_path / "folder.jsonl").mkdir()
+    for folder in (tmp_path, tmp_path / "folder.jsonl"):
+        with pytest.raises(DataError, match="no readable files"):
+            list_inputs([str(folder)], ReadSettings())
     with pytest.raises(DataError, match=r"files of kind '\.md'"):
         list_inputs([str(write(tmp_path / "notes.md", "x"))], ReadSettings())
     with pytest.raises(ConfigError, match="format `word`"):
