@@ -40,7 +40,7 @@ from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
 
 log = logging.getLogger(__name__)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _FP32_BYTES = 4
 # A checkpoint holds the weights and Adam's two moments; two of them exist while one replaces the other.
 _CHECKPOINT_COPIES = 3

@@ -14,28 +14,40 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from dist_lm.config_data import DataSection, SourceSpec, StageSpec
+from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec
+from dist_lm.config_fine_tuning import (
+    ClassificationTask,
+    InstructionTask,
+    QuestionAnsweringTask,
+    Seq2SeqTask,
+    TokenClassificationTask,
+)
 from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
 from dist_lm.config_section import Rule, Section, Seed, refuse
 
 __all__ = [
     "BatchSection",
+    "CacheSection",
     "CausalLmTask",
     "ClassificationTask",
     "DataSection",
+    "InstructionTask",
     "LoraSection",
     "MlmTask",
     "ModelSection",
     "OptimSection",
+    "QuestionAnsweringTask",
     "RunConfig",
     "RunSection",
     "ScheduleSection",
     "Section",
+    "Seq2SeqTask",
     "SourceSpec",
     "SpanCorruptionTask",
     "StageSpec",
     "Task",
+    "TokenClassificationTask",
 ]
 
 
@@ -58,11 +70,17 @@ class RunSection(Section):
     """Dotted keys that may differ from those the run folder was begun with."""
 
 
-class ClassificationTask(Section):
-    name: Literal["classification"]
-
-
-Task = Annotated[MlmTask | CausalLmTask | SpanCorruptionTask | ClassificationTask, Field(discriminator="name")]
+Task = Annotated[
+    MlmTask
+    | CausalLmTask
+    | SpanCorruptionTask
+    | ClassificationTask
+    | TokenClassificationTask
+    | QuestionAnsweringTask
+    | Seq2SeqTask
+    | InstructionTask,
+    Field(discriminator="name"),
+]
 
 
 class BatchSection(Section):

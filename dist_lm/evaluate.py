@@ -12,7 +12,7 @@ from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
-from dist_lm.tasks.base import Task
+from dist_lm.tasks.base import PREDICTED, Task
 
 
 def evaluate(
@@ -26,9 +26,9 @@ def evaluate(
     cache: ShardCache | None = None,
 ) -> dict[str, float]:
     """Averages over the data set in `location`; a collective call of all ranks."""
-    names = [f"{name}_{part}" for name in task.objectives for part in ("loss", "correct")]
-    sums = dict.fromkeys(names, 0.0)
+    sums: dict[str, float] = {}
     targets = dict.fromkeys(task.objectives, 0.0)
+    state = task.metrics_state()
     rows = HeldoutRows(
         location,
         rank=ranks.rank,
@@ -41,12 +41,19 @@ def evaluate(
     )
     for micro_rows_of_rank in rows:
         micro_batch = task.collate(micro_rows_of_rank)
-        for name, value in engine.evaluate(micro_batch).items():
-            sums[name] += float(value)
+        outputs = engine.evaluate(micro_batch)
+        predicted = outputs.pop(PREDICTED, None)
+        if state is not None and predicted is not None:
+            task.judge(state, predicted.cpu(), micro_batch)
+        for name, value in outputs.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
         for name, count in micro_batch.targets.items():
             targets[name] += count
-    totals = ranks.sum([*sums.values(), *targets.values()])
-    return averages(
+    # Every rank sees at least one micro-batch, so all know the same names.
+    names = sorted(sums)
+    totals = ranks.sum([*(sums[name] for name in names), *targets.values()])
+    figures = averages(
         dict(zip(names, totals[: len(names)], strict=True)),
         dict(zip(task.objectives, totals[len(names) :], strict=True)),
     )
+    return figures | (state.compute(ranks.gather(state.counts())) if state is not None else {})
