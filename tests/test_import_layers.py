@@ -19,16 +19,18 @@ LAYERS: list[set[str]] = [
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks"},
     {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
 SEAMS = {
-    "ray": {"cluster/ray_train.py"},
+    "ray": {"cluster/ray_train.py", "data/preparation/runners.py"},
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
 }
 LIGHT = [
     "cli.py",
+    "cli_data.py",
     "errors.py",
     "config.py",
     "config_files.py",
@@ -44,9 +46,14 @@ LIGHT = [
     "ops.py",
     "data/location.py",
     "data/order.py",
+    "data/prepare.py",
+    "data/preparation/map_task.py",
+    "data/preparation/reduce_task.py",
+    "data/preparation/runners.py",
+    "data/sources/inputs.py",
+    "data/sources/registry.py",
     "data/remote_file.py",
     "data/retry.py",
-    "data/sources.py",
     "data/storage.py",
 ]
 HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}

@@ -22,17 +22,6 @@ from dist_lm.data.manifest import Column
 
 Buffer = bytes | memoryview
 
-# Fields of a tar header.
-_NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER = (
-    slice(0, 100),
-    slice(124, 136),
-    slice(148, 156),
-    slice(156, 157),
-    slice(265, 297),
-)
-_EMPTY_CHECKSUM = 8 * ord(" ")
-"""The checksum of a header counts its own field as blanks."""
-
 
 def block_key(shard_number: int, block: int) -> str:
     """The part of member names before the column.  Digits only: webdataset splits names at dots."""
@@ -80,43 +69,6 @@ def columns_of(members: Mapping[str, bytes], spec: Sequence[Column], rows: int) 
             columns[column.name] = padded = np.zeros((rows, *column.shape), column.numpy_dtype)
             padded[np.arange(column.shape[0]) < lengths[:, None]] = flat
     return columns
-
-
-def member_problem(block: Buffer, expected_bytes: int, *, check_content: bool) -> str | None:
-    """Why these bytes cannot be the tar members of one block; None if they can.
-
-    Only plain files that lie inside the block are let through: no link, device, extended header, sparse
-    or compressed member, and none that is larger than its place.  With `check_content` the checksum of
-    each is compared too.
-    """
-    block = memoryview(block)
-    if len(block) != expected_bytes:
-        return f"The shard ends inside this block: {len(block)} of {expected_bytes} bytes are there."
-    at = 0
-    while at < len(block):
-        header = bytes(block[at : at + tarfile.BLOCKSIZE])
-        if _octal(header[_CHECKSUM]) != _EMPTY_CHECKSUM + sum(header) - sum(header[_CHECKSUM]):
-            return f"The tar header at byte {at} of the block is damaged."
-        if header[_TYPE] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            return f"At byte {at} of the block is a tar member of type {header[_TYPE]!r}, not a plain file."
-        size = _octal(header[_SIZE])
-        if size is None:
-            return f"At byte {at} of the block is a tar member without a size."
-        content = at + tarfile.BLOCKSIZE
-        at = content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if at > len(block):
-            return f"A tar member of {size} bytes is larger than its block of {len(block)} bytes."
-        if check_content:
-            owner = header[_OWNER].rstrip(b"\0").decode("latin-1")
-            if owner != owner_name(block[content : content + size]):
-                name = header[_NAME].rstrip(b"\0").decode("latin-1")
-                return f"The content of {name} is damaged."
-    return None
-
-
-def _octal(text: bytes) -> int | None:
-    digits = text.strip(b" \0")
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
 
 
 def find_damage(file: BinaryIO, offsets: Sequence[int], shard_number: int) -> tuple[int | None, str]:

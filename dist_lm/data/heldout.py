@@ -27,7 +27,7 @@ class HeldoutRows:
 
     def __init__(
         self,
-        location: str | Path,
+        folder: str | Path,
         *,
         rank: int,
         world_size: int,
@@ -42,11 +42,11 @@ class HeldoutRows:
             raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
         if micro_rows < 1 or (limit_rows is not None and limit_rows < 1):
             raise ConfigError(f"micro_rows ({micro_rows}) and limit_rows ({limit_rows}) must be positive")
-        manifest = Manifest.load(location)
-        self.view = view_of(manifest, seq_len, where=redact(location))
+        manifest = Manifest.load(folder)
+        self.view = view_of(manifest, seq_len, where=redact(folder))
         if self.view.num_rows == 0:
             why = "There is nothing to evaluate on."
-            raise DataError("the held-out data set has no rows", where=redact(location), why=why)
+            raise DataError("the held-out data set has no rows", where=redact(folder), why=why)
         self.num_rows = min(self.view.num_rows, limit_rows or self.view.num_rows)
         """Real rows of all ranks together."""
         self._micro_rows = micro_rows
@@ -58,7 +58,7 @@ class HeldoutRows:
         self._seed = seed
         self._partner_columns = [self.view.column(name).name for name in partner_columns]
         self._shard_start = np.concatenate([[0], np.cumsum(self.view.shard_rows)])
-        self._reader = ShardReader(location, manifest, verify=verify)
+        self._reader = ShardReader(folder, manifest, verify=verify)
 
     def __len__(self) -> int:
         """Micro-batches that every rank yields."""

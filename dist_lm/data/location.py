@@ -99,6 +99,12 @@ def name_of(location: str | Path) -> str:
     return urlsplit(str(location)).path.rstrip("/").rpartition("/")[2]
 
 
+def without_secrets(location: str) -> str:
+    """A URL without user, password and query: what stays the same while signatures change."""
+    parts = urlsplit(location)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def redact(location: str | Path) -> str:
     """The location without user, password and values of its query; for errors, logs and manifests."""
     text = str(location)

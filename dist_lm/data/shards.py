@@ -23,16 +23,18 @@ This is the only module that imports webdataset, and it never gives it a URL.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.blocks import block_key, columns_of, find_damage, member_problem, members_of, owner_name
+from dist_lm.data.blocks import block_key, columns_of, find_damage, members_of, owner_name
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.location import is_remote, join, redact
 from dist_lm.data.manifest import (
     FORMAT_VERSION,
@@ -42,7 +44,8 @@ from dist_lm.data.manifest import (
     ShardEntry,
     shard_name,
 )
-from dist_lm.data.storage import PIECE_BYTES, open_file
+from dist_lm.data.storage import open_file
+from dist_lm.data.window import Window, damaged
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -175,13 +178,21 @@ class ShardReader:
     """
 
     def __init__(
-        self, location: str | Path, manifest: Manifest, *, verify: bool = True, opener: Opener = _open
+        self,
+        location: str | Path,
+        manifest: Manifest,
+        *,
+        verify: bool = True,
+        opener: Opener = _open,
+        cache: ShardCache | None = None,
     ) -> None:
         self.location = str(location)
         self.manifest = manifest
         self._remote = is_remote(location)
         self._verify = verify
         self._opener = opener
+        # What lies on this machine is read where it lies.
+        self._cache = cache if self._remote else None
         self._offsets: dict[int, NDArray[np.uint64]] = {}
         self._wds = _webdataset()
 
@@ -191,11 +202,14 @@ class ShardReader:
         path = join(self.location, entry.name)
         block = lo_block
         try:
-            with self._opener(path, size=entry.bytes if shard in self._offsets else None) as file:
+            cached = self._cached(shard)
+            with cached or self._opener(path, size=entry.bytes if shard in self._offsets else None) as file:
                 if shard not in self._offsets:
-                    self._offsets[shard] = self._check_shard(shard, path, file)
+                    self._check_shard(shard, file, hashed=cached is None and not self._remote)
+                    self._offsets[shard] = self._read_index(entry)
                 offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
-                window = _Window(file, path, lo_block, offsets, check_content=self._verify and self._remote)
+                check_content = self._verify and self._remote and cached is None
+                window = Window(file, path, lo_block, offsets, check_content=check_content)
                 # A list among the arguments is taken apart into stages: hence a list in the list.
                 pipeline = self._wds.DataPipeline(
                     [[{"url": entry.name, "stream": window}]],
@@ -208,47 +222,62 @@ class ShardReader:
         except (DistLMError, MemoryError):
             raise
         except (FileNotFoundError, IsADirectoryError):
-            raise _damaged(path, block, "The file is missing.") from None
+            raise damaged(path, block, "The file is missing.") from None
         except OSError as error:
             where = f"{redact(path)}, block {block}"
             raise EnvironmentFault("cannot read a shard", where=where, why=str(error)) from error
         except Exception as error:
             # webdataset appends objects to the arguments; the first is the message.
             why = str(error.args[0]) if error.args else type(error).__name__
-            raise _damaged(path, block, why) from error
+            raise damaged(path, block, why) from error
 
     def _checked(self, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
         """The arrays of a sample, if it is the block that it should be."""
         entry = self.manifest.shards[shard]
         path = join(self.location, entry.name)
         if sample is None:
-            raise _damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
+            raise damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
         key = block_key(entry.number, block)
         if sample["__key__"] != key:
-            raise _damaged(path, block, f"Expected the key {key}, found {sample['__key__']}.")
+            raise damaged(path, block, f"Expected the key {key}, found {sample['__key__']}.")
         members = {name for name in sample if not name.startswith("__")}
         if members != {column.name for column in self.manifest.columns}:
-            raise _damaged(path, block, f"Found the columns {sorted(members)}.")
+            raise damaged(path, block, f"Found the columns {sorted(members)}.")
         try:
             return columns_of(sample, self.manifest.columns, self.manifest.block_rows_of(shard, block))
         except ValueError as error:
-            raise _damaged(path, block, str(error)) from None
+            raise damaged(path, block, str(error)) from None
 
-    def _check_shard(self, shard: int, path: str, file: BinaryIO) -> NDArray[np.uint64]:
-        """The offsets of the blocks, once the shard and its index are what the manifest says."""
+    def _cached(self, shard: int) -> BinaryIO | None:
+        """The shard from the cache, compared with its SHA-256 there."""
+        if self._cache is None:
+            return None
         entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
+        damage = partial(self._damage, shard)
+        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage)
+
+    def _check_shard(self, shard: int, file: BinaryIO, *, hashed: bool) -> None:
+        """Compare a file with what the manifest says of its shard."""
+        entry = self.manifest.shards[shard]
+        if file.seek(0, os.SEEK_END) != entry.bytes:
+            raise self._damage(shard, file)
+        if self._verify and hashed:
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
+                raise self._damage(shard, file)
+
+    def _damage(self, shard: int, file: BinaryIO) -> DataError:
+        """What is wrong with a file that has not the size or hash of its shard."""
+        entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
         offsets = self._read_index(entry)
         size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
             block = min(int(np.searchsorted(offsets[1:], size, side="right")), entry.blocks - 1)
-            raise _damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
-        if self._verify and not self._remote:
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-            if digest != entry.sha256:
-                damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
-                raise _damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
-        return offsets
+            return damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
+        damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
+        return damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
         path = join(self.location, entry.index_name)
@@ -256,65 +285,25 @@ class ShardReader:
             with self._opener(path, size=None) as file:
                 content = file.read()
         except (FileNotFoundError, IsADirectoryError):
-            raise _damaged(path, None, "The file is missing.") from None
+            raise damaged(path, None, "The file is missing.") from None
         if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-            raise _damaged(path, None, "The SHA-256 is not that of the manifest.")
-        return np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
+            raise damaged(path, None, "The SHA-256 is not that of the manifest.")
+        offsets = np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
+        if len(offsets) != entry.blocks + 1 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] > entry.bytes:
+            raise damaged(path, None, f"It tells of other blocks than the {entry.blocks} of the manifest.")
+        return offsets
 
 
 def verify_dataset(location: str | Path) -> Manifest:
-    """Read every byte of a data set; a DataError names the first shard and block that is wrong."""
-    manifest = Manifest.load(location)
-    reader = ShardReader(location, manifest)
-    for shard, entry in enumerate(manifest.shards):
-        for _ in reader.blocks(shard, 0, entry.blocks):
-            pass
-    return manifest
+    """Read every byte of a data set; a DataError names the first shard and block that is wrong.
 
-
-class _Window:
-    """Some blocks of a shard, as a file of their own: the tar reader must not run into the next block.
-
-    It reads whole blocks, as many at once as PIECE_BYTES hold and one at least, and looks at their
-    headers before it hands out a byte.
+    Remote shards are copied to the temporary folder, one after the other, to compare their SHA-256.
     """
-
-    def __init__(
-        self, file: BinaryIO, path: str, first_block: int, offsets: Sequence[int], *, check_content: bool
-    ) -> None:
-        """`offsets`: where each block begins in the file, and where the last one ends."""
-        self._file, self._path, self._check_content = file, path, check_content
-        self._first, self._offsets = first_block, offsets
-        self._next = 0
-        self._data = io.BytesIO()
-        file.seek(offsets[0])
-
-    def read(self, size: int) -> bytes:
-        data = self._data.read(size)
-        if not data and self._next < len(self._offsets) - 1:
-            self._load()
-            data = self._data.read(size)
-        return data
-
-    def _load(self) -> None:
-        lo, start = self._next, self._offsets[self._next]
-        hi = max(int(np.searchsorted(self._offsets, start + PIECE_BYTES, side="right")) - 1, lo + 1)
-        content = self._file.read(self._offsets[hi] - start)
-        view = memoryview(content)
-        for place in range(lo, hi):
-            block = view[self._offsets[place] - start : self._offsets[place + 1] - start]
-            problem = member_problem(
-                block, self._offsets[place + 1] - self._offsets[place], check_content=self._check_content
-            )
-            if problem:
-                raise _damaged(self._path, self._first + place, problem)
-        self._data, self._next = io.BytesIO(content), hi
-
-
-def _damaged(path: str | Path, block: int | None, why: str) -> DataError:
-    return DataError(
-        "a shard is missing or damaged",
-        where=redact(path) if block is None else f"{redact(path)}, block {block}",
-        why=why,
-        do="Copy the data set again, or prepare it again; `dist-lm data verify` checks all shards.",
-    )
+    manifest = Manifest.load(location)
+    with tempfile.TemporaryDirectory(prefix="dist_lm-verify-") as folder:
+        cache = ShardCache(Path(folder), max((entry.bytes for entry in manifest.shards), default=0))
+        reader = ShardReader(location, manifest, cache=cache)
+        for shard, entry in enumerate(manifest.shards):
+            for _ in reader.blocks(shard, 0, entry.blocks):
+                pass
+    return manifest

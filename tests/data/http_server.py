@@ -14,7 +14,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,9 +67,10 @@ class FaultyServer:
     fired: Counter[str] = field(default_factory=Counter)
     requests: list[Request] = field(default_factory=list)
     hold: threading.Event | None = None
-    """If set, answers with a body wait for this event after their first half."""
+    """If set, answers with the content of a shard wait for this event after their first half."""
     held: threading.Event = field(default_factory=threading.Event)
     """Set when an answer waits."""
+    connections: list[socket.socket] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def bodies_of(self, name: str) -> list[Request]:
@@ -104,8 +105,7 @@ def serving(folder: Path, **facts: Any) -> Iterator[FaultyServer]:
             state.fired["client gone"] += 1
 
     server = Server(("127.0.0.1", 0), Handler)
-    # A client that was killed, and an answer that stalls, must not keep the test waiting.
-    server.daemon_threads, server.block_on_close = True, False
+    server.daemon_threads = False
     state.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -113,13 +113,23 @@ def serving(folder: Path, **facts: Any) -> Iterator[FaultyServer]:
         yield state
     finally:
         server.shutdown()
-        server.server_close()
         thread.join()
+        # Connections that clients keep open, and answers that stall, end now.
+        if state.hold is not None:
+            state.hold.set()
+        for connection in state.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: FaultyServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.server_state.connections.append(self.connection)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -169,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         state, half = self.server_state, len(body) // 2
         try:
             self.wfile.write(body[:half])
-            if state.hold is not None and len(body) > 1:
+            if state.hold is not None and self.path.endswith(".tar") and len(body) > 1:
                 state.held.set()
                 state.hold.wait()
             if kind == "stall":
