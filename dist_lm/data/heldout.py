@@ -36,7 +36,6 @@ class HeldoutRows:
         limit_rows: int | None = None,
         partner_columns: Sequence[str] = (),
         seed: int = 0,
-        verify: bool = True,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
@@ -58,7 +57,7 @@ class HeldoutRows:
         self._seed = seed
         self._partner_columns = [self.view.column(name).name for name in partner_columns]
         self._shard_start = np.concatenate([[0], np.cumsum(self.view.shard_rows)])
-        self._reader = ShardReader(folder, manifest, verify=verify)
+        self._reader = ShardReader(folder, manifest)
 
     def __len__(self) -> int:
         """Micro-batches that every rank yields."""

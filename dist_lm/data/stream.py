@@ -48,7 +48,6 @@ class Stream:
         world_size: int,
         position: int = 0,
         partner_columns: Sequence[str] = (),
-        verify: bool = True,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
         data.refuse_larger_batch(global_rows)
@@ -63,7 +62,7 @@ class Stream:
             Eras(
                 source.order,
                 source.view,
-                ShardReader(source.location, source.view.manifest, verify=verify),
+                ShardReader(source.location, source.view.manifest),
                 own_lanes,
                 partner_columns,
                 first_sample_id=source.first_sample_id,
