@@ -30,8 +30,10 @@ from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
+from dist_lm.parameters import frozen_sha256
 from dist_lm.ranks import Ranks
 from dist_lm.run_dir import RunDir, check_space
+from dist_lm.run_model import FROZEN_KEY
 from dist_lm.schedule import BatchPlan
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
@@ -73,13 +75,9 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
     config = loaded.config
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
-    ranks.agree(
-        lambda: run_dir.claim(
-            inputs.identity,
-            lambda stored: identity_diff(stored, inputs.identity, config.run.allow_change),
-        )
-    )
-    model = inputs.task.build_model(config.model)
+    model = _together(ranks, lambda: inputs.task.build_model(config.model))
+    facts = {**inputs.identity, **ranks.agree(lambda: _frozen(model))}
+    ranks.agree(lambda: run_dir.claim(facts, lambda stored: identity_diff(stored, facts, config.run.allow_change)))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     num_parameters = sum(p.numel() for p in model.parameters())
     ranks.agree(lambda: check_space(run_dir.path, num_parameters * _FP32_BYTES * _CHECKPOINT_COPIES))
@@ -129,6 +127,12 @@ def _together(ranks: Ranks, work: Any) -> Any:
         failure = error
     ranks.raise_together(failure)
     return result
+
+
+def _frozen(model: Any) -> dict[str, str]:
+    """Checkpoints hold trained weights only: a run goes on only over the same frozen ones."""
+    digest = frozen_sha256(model)
+    return {FROZEN_KEY: digest} if digest else {}
 
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:

@@ -24,9 +24,9 @@ from dist_lm.errors import ConfigError
 from dist_lm.yaml_tree import Entry, Tree, find, merge, parse_value, plain, read_tree
 
 DEFAULT = "default"
-_PATHS = ("model.from", "data.train", "data.heldout", "data.tokenizer", "run.dir")
+_PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.tokenizer", "run.dir")
 _REPORTING = ("run.log_every", "run.eval_every", "run.save_every", "run.keep", "run.allow_change")
-_SHARING = ("batch.micro", "zero", "deepspeed")
+_SHARING = ("batch.micro", "zero", "deepspeed", "model.activation_checkpointing", "model.attention", "task.head_chunk")
 """How the work is shared out; what is computed is the same for every value."""
 
 

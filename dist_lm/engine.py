@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from dist_lm.config import OptimSection
 from dist_lm.data.order import keyed_hash
 from dist_lm.errors import EnvironmentFault
-from dist_lm.model import decay_groups
+from dist_lm.parameters import groups
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 
@@ -65,7 +65,7 @@ class Engine:
         self._clock = clock
         module = TaskModule(model, task)
         module.to(ranks.device)
-        groups = decay_groups(module, optim.weight_decay)
+        parameter_groups = groups(module, optim)
         # Offloaded optimizer states need DeepSpeed's own CPU Adam; elsewhere torch's fused one is
         # as fast and needs no compiler.
         offload = deepspeed_settings.get("zero_optimization", {}).get("offload_optimizer", {})
@@ -80,7 +80,7 @@ class Engine:
         settings = dict(deepspeed_settings)
         if self._own_clip is not None:
             settings["gradient_clipping"] = 0.0
-        optimizer = optimizer_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **options)
+        optimizer = optimizer_class(parameter_groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **options)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
@@ -135,7 +135,7 @@ class Engine:
         run draws the same masks and no generator has to be saved.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         # DeepSpeed averages gradients over ranks; the loss is multiplied by their number first.
         weights = {name: self.ranks.world_size / max(count, 1.0) for name, count in global_targets.items()}
         seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}

@@ -14,10 +14,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 
 # From the bottom up; a module may import its own layer and those below.  A folder names its modules.
 LAYERS: list[set[str]] = [
-    {"errors", "disk", "faults", "config", "config_keys", "config_mistakes", "config_files", "yaml_tree", "json_tree"},
+    {
+        *("errors", "disk", "faults", "yaml_tree", "json_tree"),
+        *("config", "config_data", "config_section", "config_model", "config_pretraining"),
+        *("config_keys", "config_mistakes", "config_files"),
+    },
     {"ranks", "run_dir", "stop", "ops"},
-    {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"engine", "checkpoint", "metrics", "tasks"},
+    {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
+    {"engine", "checkpoint", "metrics", "tasks", "model", "run_model"},
     {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
     {"cli_data"},
     {"cli"},
@@ -33,6 +37,9 @@ LIGHT = [
     "cli_data.py",
     "errors.py",
     "config.py",
+    "config_section.py",
+    "config_model.py",
+    "config_pretraining.py",
     "config_files.py",
     "config_keys.py",
     "config_mistakes.py",
