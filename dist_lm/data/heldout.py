@@ -37,7 +37,6 @@ class HeldoutRows:
         limit_rows: int | None = None,
         partner_columns: Sequence[str] = (),
         seed: int = 0,
-        verify: bool = True,
         cache: ShardCache | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
@@ -60,7 +59,7 @@ class HeldoutRows:
         self._seed = seed
         self._partner_columns = [self.view.column(name).name for name in partner_columns]
         self._shard_start = np.concatenate([[0], np.cumsum(self.view.shard_rows)])
-        self._reader = ShardReader(folder, manifest, verify=verify, cache=cache)
+        self._reader = ShardReader(folder, manifest, cache=cache)
 
     def __len__(self) -> int:
         """Micro-batches that every rank yields."""

@@ -51,7 +51,6 @@ class Stream:
         world_size: int,
         position: int = 0,
         partner_columns: Sequence[str] = (),
-        verify: bool = True,
         cache: ShardCache | None = None,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
@@ -67,7 +66,7 @@ class Stream:
         self._eras = []
         plans: list[ReadAhead] = []
         for source in data.sources:
-            reader = ShardReader(source.location, source.view.manifest, verify=verify, cache=cache)
+            reader = ShardReader(source.location, source.view.manifest, cache=cache)
             before = None
             if self._fetcher is not None and is_remote(source.location):
                 plans.append(ReadAhead(source.order, reader, self._fetcher))

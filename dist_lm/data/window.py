@@ -2,7 +2,7 @@
 
 Enters: an open shard and the offsets of some of its blocks.  Leaves: the bytes of these blocks.
 Promises: not a byte of a block is handed out before its tar headers were found to be those of plain
-files that fill the block; with `check_content`, before their checksums were compared.  Memory: twice
+files of this very shard that fill the block, and their checksums were compared.  Memory: twice
 PIECE_BYTES, or twice the largest block.
 """
 
@@ -27,12 +27,13 @@ REMOTE_READS = 2
 """Times that content is asked for before it is called damaged: a bit may have flipped on the way."""
 
 # Fields of a tar header.
-_NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER = (
+_NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER, _GROUP = (
     slice(0, 100),
     slice(124, 136),
     slice(148, 156),
     slice(156, 157),
     slice(265, 297),
+    slice(297, 329),
 )
 _EMPTY_CHECKSUM = 8 * ord(" ")
 """The checksum of a header counts its own field as blanks."""
@@ -46,15 +47,16 @@ class Window:
     """
 
     def __init__(
-        self, file: BinaryIO, path: str, first_block: int, offsets: Sequence[int], *, check_content: bool
+        self, file: BinaryIO, path: str, content: str, first_block: int, offsets: Sequence[int], *, remote: bool
     ) -> None:
-        """`offsets`: where each block begins in the file, and where the last one ends.
+        """`content`: that of the shard (ShardEntry); `offsets`: where each block begins in the file, and
+        where the last one ends.
 
-        `check_content` is for remote files, whose blocks are read once more before they are called damaged.
+        The blocks of a remote file are read once more before they are called damaged.
         """
-        self._file, self._path, self._check_content = file, path, check_content
+        self._file, self._path, self._content = file, path, content
         self._first, self._offsets = first_block, offsets
-        self._reads = REMOTE_READS if check_content else 1
+        self._reads = REMOTE_READS if remote else 1
         self._next = 0
         self._data = io.BytesIO()
 
@@ -85,17 +87,16 @@ class Window:
         start = self._offsets[lo]
         for place in range(lo, hi):
             begin, end = self._offsets[place] - start, self._offsets[place + 1] - start
-            problem = member_problem(content[begin:end], end - begin, check_content=self._check_content)
+            problem = member_problem(content[begin:end], end - begin, self._content)
             if problem:
                 yield self._first + place, problem
 
 
-def member_problem(block: Buffer, expected_bytes: int, *, check_content: bool) -> str | None:
-    """Why these bytes cannot be the tar members of one block; None if they can.
+def member_problem(block: Buffer, expected_bytes: int, shard_content: str) -> str | None:
+    """Why these bytes cannot be the tar members of one block of a shard; None if they can.
 
     Only plain files that lie inside the block are let through: no link, device, extended header, sparse
-    or compressed member, and none that is larger than its place.  With `check_content` the checksum of
-    each is compared too.
+    or compressed member, and none that is larger than its place, of another shard, or damaged.
     """
     block = memoryview(block)
     if len(block) != expected_bytes:
@@ -114,12 +115,16 @@ def member_problem(block: Buffer, expected_bytes: int, *, check_content: bool) -
         at = content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if at > len(block):
             return f"A tar member of {size} bytes is larger than its block of {len(block)} bytes."
-        if check_content:
-            owner = header[_OWNER].rstrip(b"\0").decode("latin-1")
-            if owner != owner_name(block[content : content + size]):
-                name = header[_NAME].rstrip(b"\0").decode("latin-1")
-                return f"The content of {name} is damaged."
+        name = _text(header[_NAME])
+        if _text(header[_OWNER]) != owner_name(block[content : content + size]):
+            return f"The content of {name} is damaged."
+        if _text(header[_GROUP]) != shard_content:
+            return f"{name} is of another preparation: {_text(header[_GROUP])}, expected {shard_content}."
     return None
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("latin-1")
 
 
 def _octal(text: bytes) -> int | None:
