@@ -82,7 +82,7 @@ def test_run_again_it_does_nothing_and_anything_else_is_refused(tmp_path: Path) 
 
 def test_a_damaged_source_is_named_and_leaves_no_data_set(tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "source", [70, 30])
-    flip_bit(source.tar(1), 600)
+    flip_bit(source.tar(1), 530)
     with pytest.raises(DataError) as error:
         reshard(ReshardOptions(str(source.folder), tmp_path / "out", num_shards=2))
     assert source.tar(1).name in error.value.where
@@ -93,7 +93,7 @@ def test_a_damaged_result_is_not_taken_for_made(tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "source", [70, 30])
     wanted = ReshardOptions(str(source.folder), tmp_path / "out", num_shards=2)
     reshard(wanted)
-    flip_bit(tmp_path / "out" / "s-000001.tar", 600)
+    flip_bit(tmp_path / "out" / "s-000001.tar", 530)
     with pytest.raises(DataError) as error:
         reshard(wanted)
     assert "Remove" in error.value.do
