@@ -21,6 +21,7 @@ import dist_lm
 from dist_lm import disk
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.stream import Stream
@@ -39,7 +40,7 @@ from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
 
 log = logging.getLogger(__name__)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _FP32_BYTES = 4
 # A checkpoint holds the weights and Adam's two moments; two of them exist while one replaces the other.
 _CHECKPOINT_COPIES = 3
@@ -59,6 +60,8 @@ class Parts:
     shapes: dict[str, tuple[int, ...]]
     """Trainable parameters by their Hugging Face names."""
     data: TrainingSet
+    cache: ShardCache | None
+    """Copies of remote shards on this machine."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         engine,
         shapes,
         inputs.data,
+        open_cache(config),
     )
 
 
@@ -170,6 +174,12 @@ def open_training_set(config: RunConfig) -> TrainingSet:
     )
 
 
+def open_cache(config: RunConfig) -> ShardCache | None:
+    """The cache of the configuration; None without one."""
+    cache = config.data.cache
+    return ShardCache(cache.dir, int(cache.limit_gb * 1e9)) if cache.dir is not None else None
+
+
 def open_stream(parts: Parts, *, position: int) -> Stream:
     """This rank's training rows from `position` on."""
     return Stream(
@@ -179,6 +189,7 @@ def open_stream(parts: Parts, *, position: int) -> Stream:
         world_size=parts.ranks.world_size,
         position=position,
         partner_columns=parts.task.partner_columns,
+        cache=parts.cache,
     )
 
 

@@ -7,6 +7,7 @@ as they are: they count from the working directory, not from the YAML file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,29 +15,44 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from dist_lm.config_data import DataSection, SourceSpec, StageSpec
+from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec
+from dist_lm.config_fine_tuning import (
+    ClassificationTask,
+    InstructionTask,
+    QuestionAnsweringTask,
+    Seq2SeqTask,
+    TokenClassificationTask,
+)
 from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
 from dist_lm.config_section import Rule, Section, Seed, refuse
 
 __all__ = [
     "BatchSection",
+    "CacheSection",
     "CausalLmTask",
     "ClassificationTask",
     "DataSection",
+    "InstructionTask",
     "LoraSection",
     "MlmTask",
     "ModelSection",
     "OptimSection",
+    "QuestionAnsweringTask",
     "RunConfig",
     "RunSection",
     "ScheduleSection",
     "Section",
+    "Seq2SeqTask",
     "SourceSpec",
     "SpanCorruptionTask",
     "StageSpec",
     "Task",
+    "TokenClassificationTask",
 ]
+
+
+_SECRET = re.compile(r"://([^/]*:[^/]*@|[^?]*\?)")
 
 
 class RunSection(Section):
@@ -58,11 +74,17 @@ class RunSection(Section):
     """Dotted keys that may differ from those the run folder was begun with."""
 
 
-class ClassificationTask(Section):
-    name: Literal["classification"]
-
-
-Task = Annotated[MlmTask | CausalLmTask | SpanCorruptionTask | ClassificationTask, Field(discriminator="name")]
+Task = Annotated[
+    MlmTask
+    | CausalLmTask
+    | SpanCorruptionTask
+    | ClassificationTask
+    | TokenClassificationTask
+    | QuestionAnsweringTask
+    | Seq2SeqTask
+    | InstructionTask,
+    Field(discriminator="name"),
+]
 
 
 class BatchSection(Section):
@@ -111,6 +133,16 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
+    places = {"data.train": [source.path for source in config.data.sources]}
+    places["data.heldout"] = list(config.data.heldout_sets.values())
+    for key, locations in places.items():
+        # A configuration is shown, logged, and copied into the run folder.
+        if any(_SECRET.search(location) for location in locations):
+            yield (
+                f"{key} holds a URL with a password or a query string; credentials belong into the environment, "
+                "~/.netrc, or the files of the storage's own tools",
+                (key,),
+            )
     steps = [stage.from_step for stage in config.data.stages]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield "data.stages begin at steps that do not grow", ("data.stages",)

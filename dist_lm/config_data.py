@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
 )
@@ -88,6 +89,13 @@ def _read_items(model: type[BaseModel], items: Any, key: str) -> Iterator[Any]:
             )
 
 
+class CacheSection(Section):
+    dir: Path | None = None
+    """Folder on this machine for copies of remote shards, shared by its ranks; empty: read them where they lie."""
+    limit_gb: PositiveFloat = 100.0
+    """Most that the copies take (1 GB is 1e9 bytes); should hold two shards for each lane that a machine reads."""
+
+
 class DataSection(Section):
     train: Annotated[str | tuple[SourceSpec, ...], BeforeValidator(_read_sources)]
     """Prepared data set (a folder with manifest.json), or a list of them to mix: `- {path: ..., weight: ...}`."""
@@ -104,6 +112,7 @@ class DataSection(Section):
     """Readers that go through the shards side by side (design note: data order)."""
     era: PositiveInt = 1024
     """Rows of a lane that are shuffled together."""
+    cache: CacheSection = CacheSection()
 
     @property
     def sources(self) -> tuple[SourceSpec, ...]:

@@ -93,7 +93,7 @@ def load(
         _compare_vocabulary(place, config, tokenizer)
     _check_positions(config, positions, where=str(folder), do="Prepare the data with --seq-len {room} or less.")
     config.update(head)
-    model, info = auto_class.from_pretrained(
+    model, info = _class_for(auto_class, config, where=str(folder)).from_pretrained(
         place if place == folder else None,
         config=config,
         state_dict=None if place == folder else weights_of_run(folder),
@@ -166,6 +166,21 @@ def _new(
             do="Change model.family, model.overrides or model.config.",
         ) from error
     return model
+
+
+def _class_for(auto_class: Any, config: PretrainedConfig, *, where: str) -> Any:
+    """The class that stands behind an auto class: only a class itself takes weights that are in memory."""
+    if issubclass(auto_class, PreTrainedModel):
+        return auto_class
+    try:
+        with torch.device("meta"):
+            return type(auto_class.from_config(config))
+    except ValueError as error:
+        raise ConfigError(
+            f"a {config.model_type} is no model for {auto_class.__name__}",
+            where=where,
+            do="Use a model of another architecture, or another task.",
+        ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from dist_lm.run_dir import RunDir
 
 FROZEN_KEY = "model.frozen"
 """Key of a run's identity: parameters.frozen_sha256."""
-_HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
+_HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "dist_lm")
 
 
 def config_folder(folder: Path) -> Path:

@@ -158,7 +158,9 @@ class _Loop:
         micro_batches: list[MicroBatch] = []
         try:
             step_rows = next(batches)
-            micro_batches = [self.task.collate(rows) for rows in divide(step_rows.rows, self.parts.plan)]
+            micro_batches = [
+                self.task.collate(rows) for rows in divide(self.task.by_length(step_rows.rows), self.parts.plan)
+            ]
         except DistLMError as error:
             failure = error
         local = [sum(batch.targets[name] for batch in micro_batches) for name in self.task.objectives]
@@ -251,6 +253,7 @@ class _Loop:
                 self.ranks,
                 micro_rows=self.config.batch.micro_rows,
                 seed=self.config.run.seed,
+                cache=self.parts.cache,
             )
             prefix = f"{set_name}_" if set_name else ""
             self.heldout_metrics |= {prefix + name: value for name, value in values.items()}

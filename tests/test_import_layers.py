@@ -16,14 +16,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 LAYERS: list[set[str]] = [
     {
         *("errors", "disk", "faults", "yaml_tree", "json_tree"),
-        *("config", "config_data", "config_section", "config_model", "config_pretraining"),
+        *("config", "config_data", "config_section", "config_model", "config_pretraining", "config_fine_tuning"),
         *("config_keys", "config_mistakes", "config_files"),
     },
     {"ranks", "run_dir", "stop", "ops"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"engine", "checkpoint", "metrics", "tasks", "model", "run_model"},
-    {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
-    {"cli_data"},
+    {"engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
+    {
+        *("train", "assemble", "evaluate", "worker", "cluster", "demo"),
+        *("trained", "predictors", "predict", "judge", "export", "model_card"),
+    },
+    {"cli_data", "cli_model"},
     {"cli"},
     {"__main__"},
 ]
@@ -34,12 +37,15 @@ SEAMS = {
 }
 LIGHT = [
     "cli.py",
+    "cli_model.py",
+    "data/record_lines.py",
     "cli_data.py",
     "errors.py",
     "config.py",
     "config_section.py",
     "config_model.py",
     "config_pretraining.py",
+    "config_fine_tuning.py",
     "config_files.py",
     "config_keys.py",
     "config_mistakes.py",

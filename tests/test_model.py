@@ -209,7 +209,11 @@ def test_keys_without_effect_beside_from_are_refused(
         build(tokenizers, from_folder(bert_folder, **{key: value}))
 
 
-def test_a_folder_of_a_model_that_has_no_such_head_is_refused(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+def test_a_model_without_such_a_head_is_refused(
+    tokenizers: dict[str, Tokenizer], bert_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 600}))
     with pytest.raises(ConfigError, match="transformers refuses"):
         build(tokenizers, ModelSection(config=tmp_path / "config.json"))
+    with pytest.raises(ConfigError, match="a bert is no model for AutoModelForSeq2SeqLM"):
+        models.load(bert_folder, AutoModelForSeq2SeqLM, tokenizers["wordpiece"], positions=64)

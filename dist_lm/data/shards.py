@@ -271,14 +271,20 @@ class ShardReader:
         except ValueError as error:
             raise damaged(path, block, str(error)) from None
 
-    def _cached(self, shard: int) -> BinaryIO | None:
+    def prefetch(self, shard: int, needed_in: float) -> None:
+        """Bring a shard into the cache, if that costs nothing that is needed sooner."""
+        file = self._cached(shard, needed_in)
+        if file is not None:
+            file.close()
+
+    def _cached(self, shard: int, needed_in: float | None = None) -> BinaryIO | None:
         """The shard from the cache, compared with its SHA-256 there."""
         if self._cache is None:
             return None
         entry = self.manifest.shards[shard]
         path = join(self.location, entry.name)
         damage = partial(self._damage, shard)
-        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage)
+        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage, needed_in=needed_in)
 
     def _check_shard(self, shard: int, file: BinaryIO, *, hashed: bool) -> None:
         """Compare a file with what the manifest says of its shard."""

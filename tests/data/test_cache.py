@@ -100,6 +100,7 @@ def test_two_data_sets_with_the_same_shard_names_do_not_meet(
 def test_a_copy_does_not_depend_on_users_and_signatures() -> None:
     assert key_of("https://h/a/s-000000.tar?sig=1") == key_of("https://anna:word@h/a/s-000000.tar?sig=2")
     assert key_of("https://h/a/s-000000.tar") != key_of("https://h/b/s-000000.tar")
+    assert key_of("abfss://box@account/a.tar") != key_of("abfss://bag@account/a.tar")
     assert key_of("https://h/a/..%2f$x y").endswith("-.._2f_x_y")
 
 

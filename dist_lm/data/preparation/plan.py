@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +106,8 @@ def check_options(options: PrepareOptions) -> None:
     for flag, number in (("--block-rows", options.block_rows), ("--shard-rows", options.shard_rows)):
         if number is not None and number < 1:
             raise ConfigError(f"{number} rows are too few", where=flag, do="Write a positive number.")
-    if "://" in str(options.out):
+    # A Path has swallowed one of the slashes.
+    if re.match(r"[a-z0-9+]{2,}:/", str(options.out)):
         raise ConfigError(
             "data sets are written to folders, not to URLs",
             where=str(options.out),
