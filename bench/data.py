@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,22 @@ def resume_ms(folder: Path, rounds: int) -> float:
     return statistics.median(taken[1:])
 
 
+def memory_mb(folder: Path) -> tuple[float, float]:
+    """What a rank that reads all lanes allocates at most, measured, and the formula of data/eras.py and stream.py."""
+    from dist_lm.data.stream import READ_AHEAD, Stream
+
+    data = open_training_set(folder, LENGTHS[0])
+    tracemalloc.start()
+    with Stream(data, global_rows=BATCH_ROWS, rank=0, world_size=1) as stream:
+        for _ in range(20):
+            next(stream)
+        measured = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    era_rows = min(ERA, -(-data.num_rows // LANES))
+    eras = LANES * era_rows * (data.view.row_bytes + 24)
+    return measured / 1e6, (eras + (READ_AHEAD + 2) * BATCH_ROWS * data.view.row_bytes) / 1e6
+
+
 def order_growth() -> list[dict[str, float]]:
     """The order alone, on simulated manifests: time of the first batch of an epoch, and of a later one."""
     from dist_lm.data.order import Order
@@ -166,7 +183,10 @@ def main() -> None:
             results[f"vs_hf_unshuffled{suffix}"] = ours / found["hf_unshuffled"]
             results[f"vs_pread{suffix}"] = ours / found["pread"]
         results["resume_ms"] = resume_ms(folder, 9)
+        results["memory_mb"], results["memory_formula_mb"] = memory_mb(folder)
     print(f"\nfirst batch at 90 % of an epoch  {results['resume_ms']:.0f} ms (median of 9)")
+    memory = f"{results['memory_mb']:.1f} MB, formula {results['memory_formula_mb']:.1f} MB"
+    print(f"memory of a rank with all lanes  {memory}")
     print(f"bytes on disk / payload          {results['bytes_vs_payload']:.4f}")
     if not options.skip_preparation:
         from data_preparation import compare_preparation
