@@ -22,7 +22,7 @@ import numpy as np
 
 BATCH_ROWS = 256
 LANES, ERA = 16, 1024
-PARQUET, MDS, SHARDS = "parquet", "mds", "shards"
+PARQUET, MDS, RAW, SHARDS = "parquet", "mds", "raw", "shards"
 Batches = Callable[[], Iterator[np.ndarray]]
 
 
@@ -52,7 +52,7 @@ def open_training_set(folder: Path, seq_len: int) -> Any:
 
 def pread(folder: Path, seq_len: int) -> Batches:
     """The limit: one pread a sample, in a random order, with all offsets known; no check, no format."""
-    names = sorted((folder / SHARDS).glob("*.tokens"))
+    names = sorted((folder / RAW).glob("*.tokens"))
     files = [os.open(name, os.O_RDONLY) for name in names]
     row_bytes = 2 * seq_len
     places = np.concatenate(
@@ -89,6 +89,15 @@ def hf_streaming(folder: Path, seq_len: int) -> Batches:
             yield tokens if tokens.dtype != object else np.stack(list(tokens))
 
     return batches
+
+
+def hf_unshuffled(folder: Path, seq_len: int) -> Batches:
+    """datasets, streaming, without a shuffle: whole batches come straight out of Arrow."""
+    from datasets import load_dataset
+
+    files = sorted(str(path) for path in (folder / PARQUET).glob(f"{seq_len}-*.parquet"))
+    stream = load_dataset("parquet", data_files=files, split="train", streaming=True).with_format("numpy")
+    return lambda: (batch["tokens"] for batch in stream.iter(batch_size=BATCH_ROWS))
 
 
 def mosaic_iter(folder: Path, seq_len: int) -> Batches:
@@ -143,6 +152,7 @@ READERS: dict[str, Callable[[Path, int], Batches]] = {
     "dist_lm": dist_lm,
     "pread": pread,
     "hf_streaming": hf_streaming,
+    "hf_unshuffled": hf_unshuffled,
     "mosaic_iter": mosaic_iter,
     "mosaic_index": mosaic_index,
 }

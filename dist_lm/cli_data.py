@@ -217,15 +217,19 @@ def data_inspect(
 @data_app.command("verify")
 def data_verify(
     folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Also compare the tokenizer in this folder.")] = None,
 ) -> None:
     """Compare every shard with the manifest: counts, index, hashes.
 
-    dist-lm data verify data/train
+    dist-lm data verify data/train --tokenizer tokenizer
     """
     from dist_lm.data.location import redact
     from dist_lm.data.shards import verify_dataset
+    from dist_lm.data.tokenizer import compare_tokenizer, load_tokenizer
 
     manifest = verify_dataset(folder)
+    if tokenizer is not None:
+        compare_tokenizer(manifest, load_tokenizer(tokenizer), folder=folder)
     print(f"ok: {redact(folder)}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
 
 

@@ -242,7 +242,7 @@ class ShardReader:
                 )
                 samples = iter(pipeline)
                 for block in range(lo_block, hi_block):
-                    yield self._checked(shard, block, next(samples, None))
+                    yield self._checked(path, shard, block, next(samples, None))
         except (DistLMError, MemoryError):
             raise
         except (FileNotFoundError, IsADirectoryError):
@@ -255,10 +255,9 @@ class ShardReader:
             why = str(error.args[0]) if error.args else type(error).__name__
             raise damaged(path, block, why) from error
 
-    def _checked(self, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
+    def _checked(self, path: str, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
         """The arrays of a sample, if it is the block that it should be."""
         entry = self.manifest.shards[shard]
-        path = join(self.location, entry.name)
         if sample is None:
             raise damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
         key = block_key(entry.number, block)
