@@ -33,7 +33,7 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     path: str
-    """Prepared data set (a folder with manifest.json)."""
+    """Prepared data set: a folder or URL with manifest.json (docs/data-storage.md)."""
     weight: NonNegativeFloat = 1.0
     """Share of the tokens of training, before it is divided by the sum of all weights."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]*$")] = ""
@@ -101,7 +101,7 @@ class CacheSection(Section):
 
 class DataSection(Section):
     train: Annotated[str | tuple[SourceSpec, ...], BeforeValidator(_read_sources)]
-    """Prepared data set (a folder with manifest.json), or a list of them to mix: `- {path: ..., weight: ...}`."""
+    """Prepared data set (a folder or URL with manifest.json), or a list to mix: `- {path: ..., weight: ...}`."""
     stages: Annotated[tuple[StageSpec, ...], BeforeValidator(_read_stages)] = ()
     """Steps at which the weights of the mixture change: `- {from_step: ..., weights: {NAME: ...}}`."""
     heldout: Annotated[str | dict[str, str] | None, BeforeValidator(_read_heldout)] = None
