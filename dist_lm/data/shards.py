@@ -45,7 +45,7 @@ from dist_lm.data.manifest import (
     shard_name,
 )
 from dist_lm.data.storage import open_file
-from dist_lm.data.window import Window, damaged
+from dist_lm.data.window import REMOTE_READS, Window, damaged
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -287,12 +287,15 @@ class ShardReader:
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
         path = join(self.location, entry.index_name)
-        try:
-            with self._opener(path, size=None) as file:
-                content = file.read()
-        except (FileNotFoundError, IsADirectoryError):
-            raise damaged(path, None, "The file is missing.") from None
-        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        for _ in range(REMOTE_READS if self._remote else 1):
+            try:
+                with self._opener(path, size=None) as file:
+                    content = file.read()
+            except (FileNotFoundError, IsADirectoryError):
+                raise damaged(path, None, "The file is missing.") from None
+            if hashlib.sha256(content).hexdigest() == entry.index_sha256:
+                break
+        else:
             raise damaged(path, None, "The SHA-256 is not that of the manifest.")
         offsets = np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
         if len(offsets) != entry.blocks + 1 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] > entry.bytes:
