@@ -185,7 +185,7 @@ def row_keys(hashes: NDArray[np.uint64], ordinals: NDArray[np.uint64], seed: int
 
 
 def _content_hash(content: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
