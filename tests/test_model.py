@@ -237,3 +237,10 @@ def test_another_config_in_the_same_run_folder_is_noticed(tokenizers: dict[str, 
         facts.append(model_facts(config, build(tokenizers, config.model)))
     assert facts[0] == facts[1] != facts[2]
     assert set(facts[0]) == {"model.config"}
+
+
+def test_a_model_that_cannot_recompute_is_refused(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "mpnet", "num_hidden_layers": 1}))
+    with pytest.raises(ConfigError, match="MPNetForMaskedLM cannot recompute its activations"):
+        build(tokenizers, ModelSection(config=path, activation_checkpointing=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -16,7 +17,7 @@ from dist_lm.checkpoint.commit import Checkpoint, published
 from dist_lm.config import LoraSection
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import train_tokenizer
-from dist_lm.errors import DataError
+from dist_lm.errors import ConfigError, DataError
 from dist_lm.run_dir import RunDir
 from dist_lm.run_model import model_of_run, weights_of_run
 from tests.rank_scenarios import heldout_loss, losses, scenario, train_scenarios
@@ -228,3 +229,14 @@ def test_frozen_weights_that_changed_are_refused(runs: Path, data: Path, tmp_pat
             model_of_run(run, newest(run.path))
     finally:
         run.config.write_text(text)
+
+
+def test_a_run_folder_without_a_whole_checkpoint_is_no_beginning(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "causal-1", tmp_path / "run")
+    file = next(published(tmp_path / "run" / "checkpoints")[0].glob("rank-*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="is damaged"):
+        weights_of_run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        weights_of_run(tmp_path / "run")
