@@ -25,8 +25,17 @@ from dist_lm.yaml_tree import Entry, Tree, find, merge, parse_value, plain, read
 
 DEFAULT = "default"
 _PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.tokenizer", "run.dir")
-_REPORTING = ("run.log_every", "run.eval_every", "run.save_every", "run.keep", "run.allow_change")
-_SHARING = ("batch.micro", "zero", "deepspeed", "model.activation_checkpointing", "model.attention", "task.head_chunk")
+_STEERED = ("run.steps", "run.seed")
+"""Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
+_SHARING = (
+    "batch.micro",
+    "data.cache",
+    "zero",
+    "deepspeed",
+    "model.activation_checkpointing",
+    "model.attention",
+    "task.head_chunk",
+)
 """How the work is shared out; what is computed is the same for every value."""
 
 
@@ -65,11 +74,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
-    left_out = (*_PATHS, *_REPORTING, *_SHARING)
+    left_out = (*_PATHS, *_SHARING)
     return {
         key: _json(value)
         for key, value in flatten(config).items()
         if not any(f"{key}.".startswith(f"{name}.") for name in left_out)
+        and (key in _STEERED or not key.startswith("run."))
     }
 
 
@@ -131,7 +141,8 @@ def _override(text: str) -> Tree:
     if not equals or not all(parts):
         do = "Write key=value with a dotted key, such as optim.lr=1e-4."
         raise ConfigError(f"`{text}` is not an override", do=do)
-    place = f"override `{text}`"
+    # The rest of a URL may be a secret.
+    place = f"override `{text}`" if "://" not in value else f"override `{key}={value.partition('://')[0]}://...`"
     entry = parse_value(value, place)
     for part in reversed(parts[1:]):
         entry = Entry({part: entry}, place)

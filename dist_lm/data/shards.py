@@ -45,7 +45,7 @@ from dist_lm.data.manifest import (
     shard_name,
 )
 from dist_lm.data.storage import open_file
-from dist_lm.data.window import Window, damaged
+from dist_lm.data.window import REMOTE_READS, Window, damaged
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -248,14 +248,20 @@ class ShardReader:
         except ValueError as error:
             raise damaged(path, block, str(error)) from None
 
-    def _cached(self, shard: int) -> BinaryIO | None:
+    def prefetch(self, shard: int, needed_in: float) -> None:
+        """Bring a shard into the cache, if that costs nothing that is needed sooner."""
+        file = self._cached(shard, needed_in)
+        if file is not None:
+            file.close()
+
+    def _cached(self, shard: int, needed_in: float | None = None) -> BinaryIO | None:
         """The shard from the cache, compared with its SHA-256 there."""
         if self._cache is None:
             return None
         entry = self.manifest.shards[shard]
         path = join(self.location, entry.name)
         damage = partial(self._damage, shard)
-        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage)
+        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage, needed_in=needed_in)
 
     def _check_shard(self, shard: int, file: BinaryIO, *, hashed: bool) -> None:
         """Compare a file with what the manifest says of its shard."""
@@ -281,12 +287,15 @@ class ShardReader:
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
         path = join(self.location, entry.index_name)
-        try:
-            with self._opener(path, size=None) as file:
-                content = file.read()
-        except (FileNotFoundError, IsADirectoryError):
-            raise damaged(path, None, "The file is missing.") from None
-        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        for _ in range(REMOTE_READS if self._remote else 1):
+            try:
+                with self._opener(path, size=None) as file:
+                    content = file.read()
+            except (FileNotFoundError, IsADirectoryError):
+                raise damaged(path, None, "The file is missing.") from None
+            if hashlib.sha256(content).hexdigest() == entry.index_sha256:
+                break
+        else:
             raise damaged(path, None, "The SHA-256 is not that of the manifest.")
         offsets = np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
         if len(offsets) != entry.blocks + 1 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] > entry.bytes:
