@@ -1,8 +1,8 @@
 """Extractive question answering: where in a window does the answer begin and end?
 
 Enters: rows of kind `question_answering`.  Leaves: sums over windows of the mean of the two
-cross-entropies.  Promises: the loss is transformers' own; a window counts as right where both ends
-are.  Exact match and F1 over questions need the texts: `dist-lm eval`.
+cross-entropies.  Promises: the loss is transformers' own of each row without padding; a window counts
+as right where both ends are.  Exact match and F1 over questions need the texts: `dist-lm eval`.
 
 Shapes: B rows, T tokens per row, N real rows.
 """
@@ -53,9 +53,15 @@ class QuestionAnswering(Task):
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output = model(**encoder_arguments(model, inputs))
-        start_NT = output.start_logits[inputs["judged_rows"]].float()
-        end_NT = output.end_logits[inputs["judged_rows"]].float()
+        start_NT = _without_padding(output.start_logits, inputs)[inputs["judged_rows"]]
+        end_NT = _without_padding(output.end_logits, inputs)[inputs["judged_rows"]]
         loss = F.cross_entropy(start_NT, inputs["start"], reduction="sum")
         loss = (loss + F.cross_entropy(end_NT, inputs["end"], reduction="sum")) / 2
         right = (start_NT.argmax(dim=-1) == inputs["start"]) & (end_NT.argmax(dim=-1) == inputs["end"])
         return {"span_loss": loss, "span_correct": right.sum()}
+
+
+def _without_padding(logits_BT: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits (fp32) that give padding no share: the loss of a row must not depend on its neighbours."""
+    mask_BT = inputs.get("attention_mask")
+    return logits_BT.float() if mask_BT is None else logits_BT.float().masked_fill(mask_BT == 0, float("-inf"))

@@ -113,7 +113,8 @@ def test_two_ranks_train_and_judge_as_one(root: Path, case: str) -> None:
     assert len(one) == STEPS
     assert two == pytest.approx(one, rel=2e-5)
     figures = [read_metrics(root / f"{case}-{n}" / "metrics.jsonl", "eval")[-1] for n in (1, 2)]
-    del figures[0]["time"], figures[1]["time"]
+    for record in figures:
+        del record["time"], record["kind"]
     assert figures[1].keys() == figures[0].keys()
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
     expected = {
@@ -176,7 +177,7 @@ def test_eval_of_records_finds_the_figures_of_the_held_out_rows(root: Path, case
     heldout = read_metrics(root / f"{case}-2" / "metrics.jsonl", "eval")[-1]
     report = judge_file(Request(str(root / f"{case}-2"), root / case / "heldout.jsonl"), Slicing(resamples=0))
     for name in names:
-        assert report["figures"][name] == pytest.approx(heldout[name], rel=1e-4, abs=1e-6), name
+        assert report["figures"][name] == pytest.approx(heldout[name], abs=1e-3), name
 
 
 def test_eval_of_generated_text_and_of_answers(root: Path) -> None:
@@ -188,7 +189,10 @@ def test_eval_of_generated_text_and_of_answers(root: Path) -> None:
 
 def test_answers_foreseen_in_rows_and_in_records_are_the_same(root: Path) -> None:
     heldout = read_metrics(root / "chat-2" / "metrics.jsonl", "eval")[-1]
-    report = judge_file(Request(str(root / "chat-2"), root / "chat" / "heldout.jsonl"), Slicing(resamples=0))
+    # Dialogues whose answer lies behind the end of a row are lost to both, and counted by both.
+    request = Request(str(root / "chat-2"), root / "chat" / "heldout.jsonl", max_bad=10)
+    report = judge_file(request, Slicing(resamples=0))
+    assert 0 < report["bad_records"] < 10
     assert report["figures"]["loss"] == pytest.approx(heldout["answer_loss"], rel=1e-4)
     assert report["figures"]["accuracy"] == pytest.approx(heldout["answer_accuracy"], rel=1e-6)
 
