@@ -261,7 +261,8 @@ class _Loop:
             **self.parts.data.epochs(self.progress.position),
         }
         self.last_metrics = values
-        if self.metrics:
+        # The next step's sum tells all ranks that the run is lost; until then nothing is written.
+        if self.metrics and not self.attempt.lost:
             self.metrics.write("train", self.progress.step, values)
             log.info("%s", progress_line(self.progress.step, self.config.run.steps, values))
 
@@ -331,8 +332,7 @@ class _Loop:
         self._event("rolled_back", {"bad_step": bad_step, "position": self.progress.position})
 
     def _event(self, name: str, values: dict[str, Any]) -> None:
-        if self.metrics:
-            self.attempt.fence()
+        if self.metrics and not self.attempt.lost:
             self.metrics.write("event", self.progress.step, {"event": name, **values})
 
     def _fault(self, point: str, step: int) -> str:
