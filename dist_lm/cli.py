@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from dist_lm.cli_cluster import cluster_app
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(data_app, name="data")
 data_app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
+app.add_typer(cluster_app, name="cluster")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as optim.lr=1e-4.")]

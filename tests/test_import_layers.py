@@ -19,16 +19,24 @@ LAYERS: list[set[str]] = [
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks"},
     {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
-    {"cli"},
+    {"cli", "cli_cluster"},
     {"__main__"},
 ]
 SEAMS = {
-    "ray": {"cluster/ray_train.py"},
+    "ray": {"cluster/ray_train.py", "cluster/ray_options.py"},
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
 }
 LIGHT = [
     "cli.py",
+    "cli_cluster.py",
+    "cluster/manifests.py",
+    "cluster/ray_launcher.py",
+    "cluster/ray_options.py",
+    "cluster/kubernetes.py",
+    "cluster/kuberay.py",
+    "cluster/kustomize.py",
+    "cluster/typed_yaml.py",
     "errors.py",
     "config.py",
     "config_files.py",
