@@ -24,6 +24,7 @@ from dist_lm.config_files import LoadedConfig, identity, identity_diff
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import Tokenizer, compare_tokenizer, load_tokenizer
+from dist_lm.data.views import View, view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
@@ -61,7 +62,7 @@ class Parts:
 class _Inputs:
     plan: BatchPlan
     tokenizer: Tokenizer
-    manifest: Manifest
+    view: View
     task: Task
     identity: dict[str, Any]
     data_fingerprint: str
@@ -116,7 +117,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         engine,
         shapes,
         inputs.data_fingerprint,
-        inputs.manifest.num_rows,
+        inputs.view.num_rows,
     )
 
 
@@ -136,21 +137,23 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     tokenizer = load_tokenizer(config.data.tokenizer)
     manifest = Manifest.load(config.data.train)
     compare_tokenizer(manifest, tokenizer, folder=config.data.train)
+    view = view_of(manifest, config.data.seq_len, where=str(config.data.train))
     fingerprints = {"data.train": manifest.fingerprint}
     if config.data.heldout is not None:
         heldout = Manifest.load(config.data.heldout)
         compare_tokenizer(heldout, tokenizer, folder=config.data.heldout)
+        view_of(heldout, view.seq_len, where=str(config.data.heldout))
         if heldout.labels != manifest.labels:
             raise DataError(
                 "training and held-out data have different labels",
                 where=f"{config.data.train} and {config.data.heldout}",
                 do="Prepare both from the same source in one call.",
             )
-    task = build_task(config.task, tokenizer, manifest, config.run.seed)
+    task = build_task(config.task, tokenizer, view, config.run.seed)
     # Opening the stream reads no data; it refuses a data set that cannot fill one batch.
     stream = open_stream(config, ranks, task, position=0)
     facts = {**identity(config), **fingerprints}
-    return _Inputs(plan, tokenizer, manifest, task, facts, stream.fingerprint)
+    return _Inputs(plan, tokenizer, view, task, facts, stream.fingerprint)
 
 
 def open_stream(config: RunConfig, ranks: Ranks, task: Task, *, position: int) -> Stream:
@@ -164,6 +167,7 @@ def open_stream(config: RunConfig, ranks: Ranks, task: Task, *, position: int) -
         rank=ranks.rank,
         world_size=ranks.world_size,
         position=position,
+        seq_len=config.data.seq_len,
         partner_columns=task.partner_columns,
     )
 
@@ -206,10 +210,10 @@ def _header(
     log.info("run     %s", config.run.dir)
     log.info(
         "data    %d rows of up to %d tokens in %d shards, %.1f epochs",
-        inputs.manifest.num_rows,
-        inputs.manifest.seq_len,
-        len(inputs.manifest.shards),
-        config.run.steps * plan.global_rows / inputs.manifest.num_rows,
+        inputs.view.num_rows,
+        inputs.view.seq_len,
+        len(inputs.view.manifest.shards),
+        config.run.steps * plan.global_rows / inputs.view.num_rows,
     )
     log.info(
         "batch   global %d = %d ranks x %d micro-steps x %d rows%s",

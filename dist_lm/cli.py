@@ -214,13 +214,17 @@ def tokenizer_train(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of .txt and .jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens.")] = 30522,
-    kind: Annotated[str, typer.Option(help="wordpiece.")] = "wordpiece",
+    kind: Annotated[
+        str, typer.Option(help="wordpiece (BERT), bpe (GPT, byte-level), t5 (the same with sentinels).")
+    ] = "wordpiece",
     text_field: Annotated[str, typer.Option(help="Field of a jsonl record.")] = "text",
     max_mb: Annotated[float, typer.Option(help="Train on a sample of this size; 0: on all.")] = 0.0,
 ) -> None:
     """Learn a vocabulary from text.
 
     dist-lm tokenizer train corpus.jsonl --vocab-size 8000 --out tokenizer
+
+    dist-lm tokenizer train corpus.jsonl --kind bpe --vocab-size 8000 --out gpt-tokenizer
     """
     from dist_lm.data.sources import read_records
     from dist_lm.data.tokenizer import train_tokenizer

@@ -113,6 +113,9 @@ class DataSection(Section):
     """Prepared data set for evaluation."""
     tokenizer: Path
     """Tokenizer folder; must be the one that the data sets were prepared with."""
+    seq_len: PositiveInt | None = None
+    """Tokens of a row, for data sets of kind `tokens`, which need it.  Other kinds were packed for a
+    length when they were prepared."""
     lanes: PositiveInt = 16
     """Readers that go through the shards side by side (design note: data order)."""
     era: PositiveInt = 1024

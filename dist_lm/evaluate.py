@@ -26,6 +26,7 @@ def evaluate(engine: Engine, task: Task, folder: Path, ranks: Ranks, *, micro_ro
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_rows=micro_rows,
+        seq_len=task.view.seq_len,
         partner_columns=task.partner_columns,
         seed=seed,
     )

@@ -31,6 +31,8 @@ def write_recipe(path: Path, data_folder: Path, **dotted: Any) -> Path:
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables for a launcher on this machine's CPU; one thread a rank, so that sums are equal."""
     inherited = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    # `python` and `deepspeed` are those of this environment, as for a user who activated it.
+    inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     return {**inherited, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **(extra or {})}
 
 

@@ -1,17 +1,24 @@
-"""The tar members of a block: their names, their checksums, and which of them is damaged.
+"""The tar members of a block: their names, contents and checksums, and which of them is damaged.
 
-Enters: a shard file whose hash is wrong, and its index.  Leaves: the first damaged block and what is
-wrong with it.  Promises: needs nothing but the tar headers, whose owner names are CRC-32 checksums
-of the contents; a shard made of whole blocks is reported as such.
+Enters: columns of rows; the members of a block; a shard whose hash is wrong, and its index.
+Leaves: members; columns; the first damaged block and what is wrong with it.
+Promises: a member holds what is not padding, and nothing else; a member of another size than its
+column and the lengths of its rows say is refused.  Finding damage needs nothing but the tar headers,
+whose owner names are CRC-32 checksums of the contents.
 """
 
 from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_lm.data.manifest import Column
 
 
 def block_key(shard_number: int, block: int) -> str:
@@ -22,6 +29,44 @@ def block_key(shard_number: int, block: int) -> str:
 def owner_name(payload: bytes) -> str:
     """The owner name of a member with this content."""
     return f"crc32:{zlib.crc32(payload):08x}"
+
+
+def members_of(columns: Mapping[str, NDArray[Any]], spec: Sequence[Column]) -> dict[str, bytes]:
+    """The contents of a block's members, by column: little-endian, without the padding of columns with lengths."""
+    members = {}
+    for column in sorted(spec, key=lambda column: column.name):
+        array = columns[column.name]
+        if column.lengths:
+            array = array[np.arange(column.shape[0]) < columns[column.lengths][:, None]]
+        members[column.name] = np.ascontiguousarray(array, dtype=column.numpy_dtype).tobytes()
+    return members
+
+
+def columns_of(members: Mapping[str, bytes], spec: Sequence[Column], rows: int) -> dict[str, NDArray[Any]]:
+    """The columns [rows, *shape] of a block; places behind a row's length are 0.
+
+    Raises ValueError with the reason where the members cannot be those of so many rows.
+    """
+    columns: dict[str, NDArray[Any]] = {}
+    # Lengths first: they tell the size of other members.
+    for column in sorted(spec, key=lambda column: bool(column.lengths)):
+        payload = members[column.name]
+        filled = rows * int(np.prod(column.shape, dtype=np.int64))
+        lengths = columns[column.lengths].astype(np.int64) if column.lengths else None
+        if lengths is not None:
+            if int(lengths.min()) < 0 or int(lengths.max()) > column.shape[0]:
+                raise ValueError(f"{column.lengths}: a length is outside [0, {column.shape[0]}].")
+            filled = int(lengths.sum())
+        if len(payload) != filled * column.numpy_dtype.itemsize:
+            expected = f"{filled * column.numpy_dtype.itemsize} ({rows} rows)"
+            raise ValueError(f"{column.name}: {len(payload)} bytes, expected {expected}.")
+        flat = np.frombuffer(payload, column.numpy_dtype)
+        if lengths is None or filled == rows * column.shape[0]:
+            columns[column.name] = flat.reshape(rows, *column.shape)
+        else:
+            columns[column.name] = padded = np.zeros((rows, *column.shape), column.numpy_dtype)
+            padded[np.arange(column.shape[0]) < lengths[:, None]] = flat
+    return columns
 
 
 def find_damage(file: BinaryIO, offsets: Sequence[int], shard_number: int) -> tuple[int | None, str]:

@@ -1,15 +1,16 @@
 """The eras that a rank is reading: blocks in, rows at any positions out.
 
-Enters: an Order, a ShardReader, the lanes that this rank reads.  Leaves: Rows at given positions.
-Promises: reads an era at most once while positions only grow, and holds one era for each lane:
+Enters: an Order, a View and its ShardReader, the lanes that this rank reads.  Leaves: Rows at given
+positions.  Promises: reads an era at most once while positions only grow, and holds one era for each
+lane:
 
-    lanes of this rank x (era + 2 x block_rows) x (bytes of a row + 24),
+    lanes of this rank x (era + 2 x group_rows) x (bytes of a row + 24),
 
 with min(era, rows of a lane) for era.  The lanes of a rank are lanes / gcd(lanes, global_rows,
 world_size), so it holds fewest where the world size divides both lanes and the global batch.
 
 The rows of all lanes lie in one array for each column, so that a batch is gathered by one `take` a
-column, however many lanes it comes from.  Blocks are kept whole: a row's partner stands in its block.
+column, however many lanes it comes from.  Groups are kept whole: a row's partner stands in its group.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.order import Ints, Order, partner_rows
+from dist_lm.data.order import Ints, Order
 from dist_lm.data.rows import PARTNER_PREFIX, Rows
 from dist_lm.data.shards import ShardReader
+from dist_lm.data.views import View
 
 _NOTHING = -1
 
@@ -31,24 +33,29 @@ class Eras:
     """One era of each lane in memory."""
 
     def __init__(
-        self, order: Order, reader: ShardReader, lanes: Sequence[int], partner_columns: Sequence[str] = ()
+        self,
+        order: Order,
+        view: View,
+        reader: ShardReader,
+        lanes: Sequence[int],
+        partner_columns: Sequence[str] = (),
     ) -> None:
-        manifest = reader.manifest
         self._order = order
+        self._view = view
         self._reader = reader
-        self._partner_columns = [manifest.column(name).name for name in partner_columns]
-        self._shard_start = np.concatenate([[0], np.cumsum(manifest.shard_rows)])
+        self._partner_columns = [view.column(name).name for name in partner_columns]
+        self._shard_start = np.concatenate([[0], np.cumsum(view.shard_rows)])
         # The region of a lane: its rows, and the order in which the stream wants them.
         self._region = np.full(order.lanes, _NOTHING, dtype=np.int64)
         self._region[list(lanes)] = np.arange(len(lanes))
         lane_rows = -(-order.num_rows // order.lanes)
         self._era_rows = min(order.era, lane_rows)
-        largest_block = min(manifest.block_rows, max(manifest.shard_rows))
-        self._region_rows = self._era_rows + 2 * (largest_block - 1)
+        largest_group = min(view.group_rows, max(view.shard_rows))
+        self._region_rows = self._era_rows + 2 * (largest_group - 1)
         pool_rows = len(lanes) * self._region_rows
         self._pool: dict[str, NDArray[Any]] = {
             column.name: np.empty((pool_rows, *column.shape), column.numpy_dtype.newbyteorder("="))
-            for column in manifest.columns
+            for column in view.columns
         }
         self._sample_id = np.empty(pool_rows, dtype=np.uint64)
         self._partner = np.empty(pool_rows if partner_columns else 0, dtype=np.int64)
@@ -95,33 +102,29 @@ class Eras:
 
     def _load(self, epoch: int, lane: int, era: int) -> None:
         """Replace the era of a lane."""
-        manifest, region = self._reader.manifest, int(self._region[lane])
+        region = int(self._region[lane])
         self._loaded[region] = _NOTHING
         at = region * self._region_rows
         wanted = []
         for shard, lo, hi in self._order.era_ranges(epoch, lane, era):
-            first_block, end_block = lo // manifest.block_rows, -(-hi // manifest.block_rows)
-            first_row = first_block * manifest.block_rows
+            first_row, end_row = self._view.group_range(shard, lo, hi)
             begin = at
-            for block in self._reader.blocks(shard, first_block, end_block):
+            for block in self._view.blocks(self._reader, shard, first_row, end_row):
                 rows = len(next(iter(block.values())))
                 for name, array in block.items():
                     self._pool[name][at : at + rows] = array
                 at += rows
+            assert at - begin == end_row - first_row, (shard, first_row, end_row)
             self._identify(begin, at, shard, first_row, epoch)
             wanted.append(np.arange(begin + lo - first_row, begin + hi - first_row))
         reading_order = np.concatenate(wanted)
         self._wanted[region, : len(reading_order)] = reading_order[self._order.era_permutation(epoch, lane, era)]
 
     def _identify(self, begin: int, end: int, shard: int, first_row: int, epoch: int) -> None:
-        """Note for whole blocks of one shard, just read, which rows they are and who their partners are."""
-        manifest = self._reader.manifest
+        """Note for whole groups of one shard, just read, which rows they are and who their partners are."""
         rows = np.arange(first_row, first_row + end - begin)
         sample_id = (self._shard_start[shard] + rows).astype(np.uint64)
         self._sample_id[begin:end] = sample_id
         if self._partner_columns:
-            row = rows % manifest.block_rows
-            block_start = rows - row
-            block_rows = np.minimum(manifest.block_rows, manifest.shards[shard].rows - block_start)
-            partner = partner_rows(row, block_rows, seed=self._order.seed, epoch=epoch, sample_id=sample_id)
-            self._partner[begin:end] = begin - first_row + block_start + partner
+            partner = self._view.partners(shard, rows, seed=self._order.seed, epoch=epoch, sample_id=sample_id)
+            self._partner[begin:end] = begin - first_row + partner

@@ -3,7 +3,7 @@
 Enters: a data set folder, and which rank of how many asks.  Leaves: micro-batches of Rows, in the
 order of the data set.  Promises: all ranks together see each row exactly once; every rank yields the
 same number of micro-batches of the same size, filled up with rows that are not real; the second pass
-equals the first.  Memory: one block and two micro-batches.
+equals the first.  Memory: one block (of tokens: and a row) and two micro-batches.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_lm.data.manifest import Manifest
-from dist_lm.data.order import partner_rows
 from dist_lm.data.rows import PARTNER_PREFIX, Rows, concat
 from dist_lm.data.shards import Block, ShardReader
+from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError, DataError
 
 
@@ -31,6 +31,7 @@ class HeldoutRows:
         rank: int,
         world_size: int,
         micro_rows: int,
+        seq_len: int | None = None,
         limit_rows: int | None = None,
         partner_columns: Sequence[str] = (),
         seed: int = 0,
@@ -40,11 +41,12 @@ class HeldoutRows:
             raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
         if micro_rows < 1 or (limit_rows is not None and limit_rows < 1):
             raise ConfigError(f"micro_rows ({micro_rows}) and limit_rows ({limit_rows}) must be positive")
-        self.manifest = Manifest.load(folder)
-        if self.manifest.num_rows == 0:
+        manifest = Manifest.load(folder)
+        self.view = view_of(manifest, seq_len, where=str(folder))
+        if self.view.num_rows == 0:
             why = "There is nothing to evaluate on."
             raise DataError("the held-out data set has no rows", where=str(folder), why=why)
-        self.num_rows = min(self.manifest.num_rows, limit_rows or self.manifest.num_rows)
+        self.num_rows = min(self.view.num_rows, limit_rows or self.view.num_rows)
         """Real rows of all ranks together."""
         self._micro_rows = micro_rows
         # A stretch for each rank, equal to within one row: each block is read by one rank, or two.
@@ -53,9 +55,9 @@ class HeldoutRows:
         most_rows = -(-self.num_rows // world_size)
         self._num_micro = -(-most_rows // micro_rows)
         self._seed = seed
-        self._partner_columns = [self.manifest.column(name).name for name in partner_columns]
-        self._shard_start = np.concatenate([[0], np.cumsum(self.manifest.shard_rows)])
-        self._reader = ShardReader(folder, self.manifest, verify=verify)
+        self._partner_columns = [self.view.column(name).name for name in partner_columns]
+        self._shard_start = np.concatenate([[0], np.cumsum(self.view.shard_rows)])
+        self._reader = ShardReader(folder, manifest, verify=verify)
 
     def __len__(self) -> int:
         """Micro-batches that every rank yields."""
@@ -80,26 +82,25 @@ class HeldoutRows:
             pending = pending.as_fillers()
 
     def _stretch(self, lo: int, hi: int) -> Iterator[Rows]:
-        """Rows [lo, hi) of the data set, block by block."""
-        block_rows = self.manifest.block_rows
-        for shard, shard_rows in enumerate(self.manifest.shard_rows):
+        """Rows [lo, hi) of the data set, piece by piece."""
+        for shard, shard_rows in enumerate(self.view.shard_rows):
             start = int(self._shard_start[shard])
             first, end = max(lo - start, 0), min(hi - start, shard_rows)
             if first >= end:
                 continue
-            first_block, end_block = first // block_rows, -(-end // block_rows)
-            blocks = self._reader.blocks(shard, first_block, end_block)
-            for number, block in zip(range(first_block, end_block), blocks, strict=True):
-                rows = self.manifest.block_rows_of(shard, number)
-                begin = number * block_rows
-                wanted = np.arange(max(first - begin, 0), min(end - begin, rows))
-                yield self._rows(block, wanted, rows, start + begin)
+            begin, end_row = self.view.group_range(shard, first, end)
+            for block in self.view.blocks(self._reader, shard, begin, end_row):
+                rows = len(next(iter(block.values())))
+                wanted = np.arange(max(first, begin), min(end, begin + rows))
+                yield self._rows(block, begin, shard, wanted)
+                begin += rows
 
-    def _rows(self, block: Block, wanted: NDArray[np.int64], block_rows: int, first_id: int) -> Rows:
-        sample_id = (first_id + wanted).astype(np.uint64)
-        columns = {name: array[wanted] for name, array in block.items()}
+    def _rows(self, block: Block, begin: int, shard: int, wanted: NDArray[np.int64]) -> Rows:
+        """The wanted rows of a shard; the block holds its rows from `begin` on."""
+        sample_id = (self._shard_start[shard] + wanted).astype(np.uint64)
+        columns = {name: array[wanted - begin] for name, array in block.items()}
         if self._partner_columns:
-            partner = partner_rows(wanted, block_rows, seed=self._seed, epoch=0, sample_id=sample_id)
+            partner = self.view.partners(shard, wanted, seed=self._seed, epoch=0, sample_id=sample_id) - begin
             for name in self._partner_columns:
                 columns[PARTNER_PREFIX + name] = block[name][partner]
         epoch = np.zeros(len(wanted), dtype=np.int64)

@@ -62,7 +62,7 @@ class Column:
     """Shape of one row; () for one number a row."""
     lengths: str = ""
     """Name of the column that tells how many places of a row are filled, from the first on; the rest
-    is padding, and need not be stored.  Empty: all are."""
+    is padding, which is not stored and reads as 0.  Empty: all are."""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -70,6 +70,7 @@ class Column:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
         return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
@@ -164,6 +165,7 @@ class Manifest:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
         return sum(column.row_bytes for column in self.columns)
 
     @property
@@ -201,12 +203,16 @@ class Manifest:
             yield "columns: there is none"
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"columns: '{name}' is listed twice"
+        for column in self.columns:
+            if column.lengths:
+                yield from self._problems_of_lengths(column)
         # Increasing names also mean that no shard is listed twice.
         for previous, shard in pairwise(self.shards):
             if shard.name == previous.name:
                 yield f"shards: {shard.name} is listed twice"
             elif shard.name < previous.name:
                 yield f"shards: {shard.name} is listed after {previous.name}; a shard twice, or out of order"
+        stored_row_bytes = sum(column.row_bytes for column in self.columns if not column.lengths)
         for shard in self.shards:
             blocks = -(-shard.rows // self.block_rows)
             if shard.blocks != blocks:
@@ -214,13 +220,20 @@ class Manifest:
                     f"{shard.name}: {shard.rows} rows in blocks of {self.block_rows} are {blocks} blocks, "
                     f"not {shard.blocks}"
                 )
-            if shard.bytes < shard.rows * self.row_bytes:
+            if shard.bytes < shard.rows * stored_row_bytes:
                 yield f"{shard.name}: {shard.bytes} bytes are too few for {shard.rows} rows"
         total = sum(self.shard_rows)
         if total != self.num_rows:
             yield f"num_rows is {self.num_rows}, but the shards hold {total} rows together"
         if len(set(self.labels)) != len(self.labels):
             yield "labels: a name is listed twice"
+
+    def _problems_of_lengths(self, column: Column) -> Iterator[str]:
+        counts = next((other for other in self.columns if other.name == column.lengths), None)
+        if len(column.shape) != 1:
+            yield f"columns: '{column.name}' has lengths and the shape {column.shape}, which must be (capacity,)"
+        if counts is None or counts.shape or counts.dtype == "float32":
+            yield f"columns: the lengths of '{column.name}' are '{column.lengths}', which is no column of integers"
 
 
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)

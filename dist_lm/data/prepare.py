@@ -14,16 +14,17 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.manifest import MANIFEST_NAME, Column, Manifest
+from dist_lm.data.kinds.base import PackedRows, PackingRules
+from dist_lm.data.kinds.registry import kind_named
+from dist_lm.data.manifest import MANIFEST_NAME, Manifest
 from dist_lm.data.order import keyed_hash
-from dist_lm.data.packing import Kind, PackedRows, PackingRules, pack_documents
 from dist_lm.data.process_pool import Progress, available_cores, ordered_map, silent
 from dist_lm.data.shards import verify_dataset, write_shard
 from dist_lm.data.sources import BadRecords, list_inputs, read_records
@@ -46,19 +47,20 @@ class PrepareOptions:
     inputs: list[str]
     out: Path
     tokenizer: Path
-    kind: Kind = "pairs"
+    kind: str = "pairs"
     seq_len: int = 128
     """Tokens of a model input, special tokens included."""
     heldout_fraction: float = 0.02
     """Share of the documents, chosen by their content, that goes to OUT/heldout."""
     text_field: str = "text"
     label_field: str = "label"
-    min_tokens: int = 8
-    """Rows with fewer are dropped."""
+    min_tokens: int | None = None
+    """Rows with fewer are dropped; None: as the kind has it."""
     max_bad: int = 0
     """Records that may be unusable."""
-    block_rows: int = 256
-    shard_rows: int = 65536
+    block_rows: int | None = None
+    shard_rows: int | None = None
+    """None: as the kind has it."""
     workers: int | None = None
     """Processes; None: one a core.  Not part of the result."""
     seed: int = 0
@@ -113,14 +115,8 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
         return done
     bad = BadRecords(options.max_bad)
     documents = _read(options, bad, progress)
-    labels = tuple(sorted(set(documents.labels))) if options.kind == "classification" else ()
-    rules = PackingRules(
-        kind=options.kind,
-        seq_len=options.seq_len,
-        min_tokens=options.min_tokens,
-        token_dtype="uint16" if tokenizer.vocab_size <= _LARGEST_UINT16_VOCABULARY else "uint32",
-    )
-    rows = _tokenise(documents, options, rules, labels, progress)
+    rules = _rules(options, tokenizer)
+    rows = _tokenise(documents, options, rules, progress)
     report = PrepareReport(counts=_counts(documents, rows, bad), out=options.out)
     hashes = np.array(documents.hashes, dtype=np.uint64)
     draw = keyed_hash(options.seed, _SPLIT, hashes).astype(np.float64) / 2.0**64
@@ -129,14 +125,13 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
     for name, chosen in ((TRAIN, ~held), (HELDOUT, held)):
         if name == HELDOUT and not options.heldout_fraction:
             continue
-        manifest = _write_split(options, name, rows, chosen, hashes, tokenizer, labels, identity, report)
+        manifest = _write_split(options, rules, name, rows, chosen, hashes, tokenizer, identity, report)
         report.splits[name] = _facts(manifest)
     return report
 
 
 def _check_options(options: PrepareOptions) -> None:
-    if options.kind not in ("pairs", "classification"):
-        raise ConfigError(f"kind `{options.kind}` is unknown", where="--kind", do="Write pairs or classification.")
+    kind_named(options.kind)
     if not 0.0 <= options.heldout_fraction < 1.0:
         raise ConfigError(
             f"a share of {options.heldout_fraction} cannot be held out", where="--heldout", do="Write 0.02."
@@ -223,41 +218,57 @@ def _read(options: PrepareOptions, bad: BadRecords, progress: Progress) -> _Docu
     return documents
 
 
+def _rules(options: PrepareOptions, tokenizer: Tokenizer) -> PackingRules:
+    kind = kind_named(options.kind)
+    return PackingRules(
+        seq_len=options.seq_len,
+        min_tokens=kind.min_tokens if options.min_tokens is None else options.min_tokens,
+        token_dtype="uint16" if tokenizer.vocab_size <= _LARGEST_UINT16_VOCABULARY else "uint32",
+    )
+
+
 def _tokenise(
     documents: _Documents,
     options: PrepareOptions,
     rules: PackingRules,
-    labels: tuple[str, ...],
     progress: Progress,
 ) -> PackedRows:
     """Rows of all documents, in the order of the documents."""
-    starts = range(0, len(documents.texts), _DOCUMENTS_A_TASK)
-    work = partial(_pack_texts, options.tokenizer, rules)
-    tasks = (documents.texts[start : start + _DOCUMENTS_A_TASK] for start in starts)
+    kind = kind_named(options.kind)
+    records = [{"text": text} for text in documents.texts]
+    for record, label in zip(records, documents.labels, strict=False):
+        record["label"] = label
+    starts = range(0, len(records), _DOCUMENTS_A_TASK)
+    work = partial(_pack_records, options.tokenizer, options.kind, rules)
+    tasks = (records[start : start + _DOCUMENTS_A_TASK] for start in starts)
     workers = options.workers or available_cores()
     parts = []
     packed = ordered_map(work, tasks, workers=min(workers, len(starts)), doing="tokenising")
     for start, part in zip(starts, packed, strict=True):
         part.document += start
         parts.append(part)
-        progress("tokenising", min(start + _DOCUMENTS_A_TASK, len(documents.texts)), len(documents.texts))
-    rows = PackedRows(
+        progress("tokenising", min(start + _DOCUMENTS_A_TASK, len(records)), len(records))
+    labels = tuple(sorted({label for part in parts for label in part.labels}))
+    for part in parts:
+        for name in set(kind.label_columns) & set(part.columns):
+            numbers = part.columns[name]
+            places = np.array([labels.index(label) for label in part.labels], dtype=numbers.dtype)
+            numbered = (numbers >= 0) & (numbers < len(places))
+            numbers[numbered] = places[numbers[numbered]]
+    return PackedRows(
         np.concatenate([part.document for part in parts]),
         np.concatenate([part.ordinal for part in parts]),
         {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
         np.concatenate([part.lost for part in parts]),
+        labels,
     )
-    if options.kind == "pairs":
-        rows.columns["document"] = rows.document.astype(np.uint32)
-    else:
-        numbers = {label: number for number, label in enumerate(labels)}
-        of_document = np.array([numbers[label] for label in documents.labels], dtype=np.int32)
-        rows.columns["label"] = of_document[rows.document]
-    return rows
 
 
-def _pack_texts(tokenizer: Path, rules: PackingRules, texts: list[str]) -> PackedRows:
-    return pack_documents(texts, tokenizer, rules)
+def _pack_records(tokenizer: Path, kind: str, rules: PackingRules, records: list[dict[str, Any]]) -> PackedRows:
+    return kind_named(kind).pack(records, _tokenizer_at(tokenizer), rules)
+
+
+_tokenizer_at = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def _counts(documents: _Documents, rows: PackedRows, bad: BadRecords) -> dict[str, int]:
@@ -275,12 +286,12 @@ def _counts(documents: _Documents, rows: PackedRows, bad: BadRecords) -> dict[st
 
 def _write_split(
     options: PrepareOptions,
+    rules: PackingRules,
     name: str,
     rows: PackedRows,
     chosen_documents: NDArray[np.bool_],
     hashes: NDArray[np.uint64],
     tokenizer: Tokenizer,
-    labels: tuple[str, ...],
     identity: dict[str, Any],
     report: PrepareReport,
 ) -> Manifest:
@@ -293,13 +304,13 @@ def _write_split(
             why=f"{len(rows.document)} rows in all; --heldout is {options.heldout_fraction}.",
             do="Give more text, or change --heldout.",
         )
-    keys = keyed_hash(options.seed, _SHUFFLE, hashes[rows.document[chosen]], rows.ordinal[chosen].astype(np.uint64))
+    kind = kind_named(options.kind)
+    moved = np.zeros(len(chosen), dtype=np.uint64) if kind.whole_documents else rows.ordinal[chosen].astype(np.uint64)
+    keys = keyed_hash(options.seed, _SHUFFLE, hashes[rows.document[chosen]], moved)
     # Ties can only be of one document: its rows stay in order.
     chosen = chosen[np.lexsort((rows.ordinal[chosen], hashes[rows.document[chosen]], keys))]
-    spec = [
-        Column(column, str(array.dtype), tuple(array.shape[1:]))  # type: ignore[arg-type]
-        for column, array in rows.columns.items()
-    ]
+    spec = kind.columns(rules)
+    block_rows, shard_rows = options.block_rows or kind.block_rows, options.shard_rows or kind.shard_rows
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -307,24 +318,28 @@ def _write_split(
             write_shard(
                 folder,
                 number,
-                {column: array[chosen[begin : begin + options.shard_rows]] for column, array in rows.columns.items()},
+                {column: array[chosen[begin : begin + shard_rows]] for column, array in rows.columns.items()},
                 spec=spec,
-                block_rows=options.block_rows,
+                block_rows=block_rows,
             )
-            for number, begin in enumerate(range(0, len(chosen), options.shard_rows))
+            for number, begin in enumerate(range(0, len(chosen), shard_rows))
         ]
-    lengths = [array for column, array in rows.columns.items() if column.endswith("length")]
+    num_tokens = 0
+    for column in spec:
+        if column.name in kind.token_columns:
+            num_tokens += int(rows.columns[column.lengths][chosen].sum()) if column.lengths else len(chosen)
     manifest = Manifest(
         kind=options.kind,
-        columns=tuple(spec),
-        block_rows=options.block_rows,
+        columns=spec,
+        block_rows=block_rows,
         seq_len=options.seq_len,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer.sha256,
         num_rows=len(chosen),
-        num_tokens=int(sum(int(array[chosen].sum()) for array in lengths)),
+        num_tokens=num_tokens,
         shards=tuple(shards),
-        labels=labels,
+        labels=rows.labels,
+        facts=kind.facts(tokenizer, rules),
         preparation={"identity": identity, "counts": report.counts},
     )
     manifest.save(folder)

@@ -7,8 +7,9 @@ an error that names it, because every block's key, members and sizes are compare
 webdataset by itself ends a damaged shard without a word.
 
 Format.  A tar sample is a block of up to `block_rows` rows: a member for each column, named
-`<shard:06d><block:06d>.<column>`, holding the raw little-endian array [rows, *shape].  The index is
-one uint64 for each block, the offset of its first tar header, and one for the end of the last.
+`<shard:06d><block:06d>.<column>`, holding the raw little-endian array [rows, *shape]; of a column with
+lengths (manifest.py, Column) only the filled places, the rows one after the other.  The index is one
+uint64 for each block, the offset of its first tar header, and one for the end of the last.
 A member's owner name is the CRC-32 of its content; it lets a failed check name the block.
 
 This is the only module that imports webdataset, and it never gives it a URL.
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.blocks import block_key, find_damage, owner_name
+from dist_lm.data.blocks import block_key, columns_of, find_damage, members_of, owner_name
 from dist_lm.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 Block = dict[str, NDArray[Any]]
-"""Rows of one block: for each column an array [rows, *shape], read-only."""
+"""Rows of one block: for each column an array [rows, *shape], to be read and not written."""
 Opener = Callable[[Path], BinaryIO]
 
 _INDEX_DTYPE = np.dtype("<u8")
@@ -117,11 +118,10 @@ def _write_blocks(
     offsets = []
     for block, lo in enumerate(range(0, rows, block_rows)):
         offsets.append(writer.tarstream.offset)
-        for column in sorted(spec, key=lambda column: column.name):
-            array = columns[column.name][lo : lo + block_rows]
-            payload = np.ascontiguousarray(array, dtype=column.numpy_dtype).tobytes()
+        part = {column.name: columns[column.name][lo : lo + block_rows] for column in spec}
+        for name, payload in members_of(part, spec).items():
             writer.user = owner_name(payload)
-            writer.write({"__key__": block_key(number, block), column.name: payload})
+            writer.write({"__key__": block_key(number, block), name: payload})
     offsets.append(writer.tarstream.offset)
     writer.close()
     return offsets
@@ -142,6 +142,10 @@ def _check_columns(path: Path, columns: Mapping[str, NDArray[Any]], spec: Sequen
                 problems.append(f"{column.name}: shape {array.shape}, not {(rows, *column.shape)}")
         if not problems and rows == 0:
             problems.append("there are no rows")
+        for column in spec if not problems else ():
+            longest = int(columns[column.lengths].max()) if column.lengths else 0
+            if column.lengths and (longest > column.shape[0] or int(columns[column.lengths].min()) < 0):
+                problems.append(f"{column.lengths}: a length is outside [0, {column.shape[0]}]")
     if problems:
         raise DataError("these arrays cannot be written as a shard", where=str(path), why="\n".join(problems))
     return rows
@@ -207,14 +211,10 @@ class ShardReader:
         members = {name for name in sample if not name.startswith("__")}
         if members != {column.name for column in self.manifest.columns}:
             raise _damaged(path, block, f"Found the columns {sorted(members)}.")
-        rows, arrays = self.manifest.block_rows_of(shard, block), {}
-        for column in self.manifest.columns:
-            payload = sample[column.name]
-            if len(payload) != rows * column.row_bytes:
-                why = f"{column.name}: {len(payload)} bytes, expected {rows * column.row_bytes} ({rows} rows)."
-                raise _damaged(path, block, why)
-            arrays[column.name] = np.frombuffer(payload, column.numpy_dtype).reshape(rows, *column.shape)
-        return arrays
+        try:
+            return columns_of(sample, self.manifest.columns, self.manifest.block_rows_of(shard, block))
+        except ValueError as error:
+            raise _damaged(path, block, str(error)) from None
 
     def _check_shard(self, shard: int, path: Path, file: BinaryIO) -> NDArray[np.uint64]:
         """The offsets of the blocks, once the shard and its index are what the manifest says."""

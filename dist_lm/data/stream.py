@@ -28,6 +28,7 @@ from dist_lm.data.manifest import Manifest
 from dist_lm.data.order import Order
 from dist_lm.data.rows import Rows, StepRows
 from dist_lm.data.shards import ShardReader
+from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError, DataError
 
 __all__ = ["HeldoutRows", "Rows", "StepRows", "Stream"]
@@ -54,27 +55,29 @@ class Stream:
         rank: int,
         world_size: int,
         position: int = 0,
+        seq_len: int | None = None,
         partner_columns: Sequence[str] = (),
         verify: bool = True,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
-        self.manifest = Manifest.load(folder)
-        if self.manifest.num_rows < global_rows:
+        manifest = Manifest.load(folder)
+        self.view = view_of(manifest, seq_len, where=str(folder))
+        if self.view.num_rows < global_rows:
             raise DataError(
                 f"the data set is smaller than one global batch of {global_rows} rows",
                 where=str(folder),
-                why=f"It has {self.manifest.num_rows} rows.",
+                why=f"It has {self.view.num_rows} rows.",
                 do="Prepare more data, or lower batch.global.",
             )
-        self._order = Order(self.manifest.shard_rows, seed=seed, lanes=lanes, era=era)
+        self._order = Order(self.view.shard_rows, seed=seed, lanes=lanes, era=era)
         self._global_rows = global_rows
         self._rank = rank
         self._world_size = world_size
         # The slots of a rank step by world_size, the batches by global_rows.
         step = math.gcd(lanes, global_rows, world_size)
         own_lanes = range((position + rank) % step, lanes, step)
-        reader = ShardReader(folder, self.manifest, verify=verify)
-        self._eras = Eras(self._order, reader, own_lanes, partner_columns)
+        reader = ShardReader(folder, manifest, verify=verify)
+        self._eras = Eras(self._order, self.view, reader, own_lanes, partner_columns)
         self._handover = _Handover(READ_AHEAD)
         self._position = position
         self._starting = threading.Lock()
@@ -86,7 +89,7 @@ class Stream:
 
         A saved position means something only to a stream with the fingerprint that it was saved with.
         """
-        facts = {"data": self.manifest.fingerprint, **self._order.fingerprint_parts}
+        facts = {"data": self.view.fingerprint, **self._order.fingerprint_parts}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
 
     def __iter__(self) -> Iterator[StepRows]:

@@ -10,42 +10,40 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import logging
-import os
-import shutil
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from dist_lm.data.vocabulary import CONFIG_FILE, RECIPES, TOKENIZER_FILE, save_folder
 from dist_lm.disk import disk_errors
-from dist_lm.errors import ConfigError, DataError, EnvironmentFault
+from dist_lm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dist_lm.data.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-# Role in the configuration file, and the text it has where that file does not say.
-_SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
+SPECIAL_ROLES = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "mask_token": ("[MASK]", "<mask>"),
+    "bos_token": ("<s>",),
+    "eos_token": ("</s>", "<|endoftext|>"),
 }
-_CONTINUING = "##"
-_MOST_CHARACTERS = 1000
-_SMALLEST_VOCABULARY = 100
+"""Role in the configuration file, and the texts it has where that file does not say."""
+_MAP_FILE = "special_tokens_map.json"
+_SMALLEST_VOCABULARY = {"wordpiece": 100, "bpe": 300, "t5": 400}
 # The first token of a word begins with this in byte-level BPE, and with that in SentencePiece style.
 _WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
 
@@ -60,14 +58,60 @@ class Tokenizer:
     truncation settings do not count: transformers rewrites those whenever it saves."""
     vocab_size: int
     """One more than the highest token number."""
-    pad_id: int
-    unk_id: int
-    cls_id: int
-    sep_id: int
-    mask_id: int
+    special: Mapping[str, int]
+    """Token numbers of the special tokens it has, by role: `eos_token` and so on."""
+    sentinels: tuple[int, ...]
+    """Token numbers of `<extra_id_0>`, `<extra_id_1>` and so on; empty where it has none."""
     continuation: NDArray[np.bool_]
     """[vocab_size]: the token continues the word that the token before it began."""
     _backend: tokenizers.Tokenizer = field(repr=False)
+
+    def special_id(self, role: str, *, needed_for: str = "this task") -> int:
+        """Number of a special token.  DataError where the tokenizer has none for that role."""
+        if role not in self.special:
+            raise DataError(
+                f"the tokenizer has no {role}, which {needed_for} needs",
+                where=str(self.path),
+                why=f"It has {', '.join(self.special) or 'no special tokens'}.",
+                do="Use the tokenizer of a model of that family, or train one: dist-lm tokenizer train --kind KIND.",
+            )
+        return self.special[role]
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows up.  Never looked at: tokenizers of causal models often have none."""
+        return self.special.get("pad_token", self.special.get("eos_token", 0))
+
+    @property
+    def cls_id(self) -> int:
+        return self.special_id("cls_token")
+
+    @property
+    def sep_id(self) -> int:
+        return self.special_id("sep_token")
+
+    @property
+    def mask_id(self) -> int:
+        return self.special_id("mask_token")
+
+    @property
+    def eos_id(self) -> int:
+        return self.special_id("eos_token")
+
+    @property
+    def separator_id(self) -> int:
+        """What stands behind each document of a stream of tokens: eos, else sep."""
+        return self.special["eos_token"] if "eos_token" in self.special else self.special_id("sep_token")
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """All special tokens, sentinels included; sorted."""
+        return tuple(sorted({*self.special.values(), *self.sentinels}))
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token text -> number, added tokens included."""
+        return self._backend.get_vocab(with_added_tokens=True)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token numbers of each text; no special tokens are added, none is recognised in the text."""
@@ -90,23 +134,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
             "a tokenizer cannot be read",
             where=str(spec_path),
             why=str(error),
-            do="Save it again with transformers (save_pretrained), or train one: dist-lm data tokenizer.",
+            do="Save it again with transformers (save_pretrained), or train one: dist-lm tokenizer train.",
         ) from error
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    special = _special_ids(path, vocabulary)
+    special, sentinels = _special_ids(path, vocabulary), _sentinels(vocabulary)
     return Tokenizer(
         path=path,
         sha256=_identity(spec),
         vocab_size=max(vocabulary.values()) + 1,
-        pad_id=special["pad_token"],
-        unk_id=special["unk_token"],
-        cls_id=special["cls_token"],
-        sep_id=special["sep_token"],
-        mask_id=special["mask_token"],
-        continuation=_continuation(spec, vocabulary, set(special.values())),
+        special=special,
+        sentinels=sentinels,
+        continuation=_continuation(spec, vocabulary, {*special.values(), *sentinels}),
         _backend=backend,
     )
 
@@ -130,22 +171,25 @@ def train_tokenizer(
     vocab_size: int,
     out: Path,
     kind: str = "wordpiece",
-    lowercase: bool = True,
+    lowercase: bool | None = None,
     model_max_length: int = 512,
     max_bytes: int | None = None,
 ) -> Tokenizer:
-    """Train a WordPiece tokenizer as BERT has it, and save it as a Hugging Face folder.
+    """Train a tokenizer of a kind in vocabulary.RECIPES, and save it as a Hugging Face folder.
 
     Holds the texts in memory; `max_bytes` (of UTF-8) bounds them by a sample that depends on the
     texts alone, not on their order.  Little text gives fewer than `vocab_size` tokens.
+    `lowercase` None: as the kind has it.
     """
-    if kind != "wordpiece":
-        raise ConfigError(f"tokenizer kind '{kind}' is unknown", do="Use 'wordpiece'.")
-    if vocab_size < _SMALLEST_VOCABULARY:
+    recipe = RECIPES.get(kind)
+    if recipe is None:
+        raise ConfigError(f"tokenizer kind '{kind}' is unknown", do=f"Use one of {', '.join(RECIPES)}.")
+    smallest = _SMALLEST_VOCABULARY[kind]
+    if vocab_size < smallest:
         raise ConfigError(
             f"a vocabulary of {vocab_size} tokens is too small",
-            why="It must hold the special tokens and the letters, and still have room for words.",
-            do=f"Ask for {_SMALLEST_VOCABULARY} tokens or more; 8192 suits 20 MB of text, 30522 is BERT's own.",
+            why="It must hold the special tokens and the letters or bytes, and still have room for words.",
+            do=f"Ask for {smallest} tokens or more; 8192 suits 20 MB of text, 30522 is BERT's own.",
         )
     if (out / TOKENIZER_FILE).exists():
         raise ConfigError(
@@ -155,52 +199,14 @@ def train_tokenizer(
             do="Use it as it is, choose another folder, or remove this one.",
         )
     chosen = list(texts) if max_bytes is None else _sample(texts, max_bytes)
-    vocabulary = _train_wordpiece(chosen, vocab_size, lowercase)
-    _save_as_bert(vocabulary, out, lowercase=lowercase, model_max_length=model_max_length)
+    lower = recipe.lowercase if lowercase is None else lowercase
+    backend = recipe.train(chosen, vocab_size, lower)
+    save_folder(recipe, backend, out, lowercase=lower, longest=model_max_length)
     tokenizer = load_tokenizer(out)
     # transformers has been seen to drop a vocabulary in silence; a short one would make all text unknown.
-    assert tokenizer.vocab_size == len(vocabulary), (tokenizer.vocab_size, len(vocabulary))
+    assert tokenizer.vocab_size == backend.get_vocab_size(), (tokenizer.vocab_size, backend.get_vocab_size())
     log.info("tokenizer %s: %d tokens from %d texts", out, tokenizer.vocab_size, len(chosen))
     return tokenizer
-
-
-def _train_wordpiece(texts: list[str], vocab_size: int, lowercase: bool) -> dict[str, int]:
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = _letters(texts, normalizer, at_most=min(_MOST_CHARACTERS, vocab_size // 8))
-    if not letters:
-        raise DataError("there is no text to train a tokenizer on", do="Look at the inputs.")
-    inner = [letter for letter in letters if len(pre_tokenizer.pre_tokenize_str("a" + letter)) == 1]
-    # The trainer numbers single letters in the order in which it meets them in a randomly seeded hash
-    # table, and breaks ties between merges by these numbers: two runs would differ.  Numbering all
-    # letters beforehand, as if they were special tokens, leaves nothing to chance.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[*_SPECIAL_TOKENS.values(), *letters, *(_CONTINUING + letter for letter in inner)],
-        initial_alphabet=letters,
-        limit_alphabet=len(letters),
-        show_progress=False,
-    )
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=_SPECIAL_TOKENS["unk_token"]))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizer
-    backend.train_from_iterator(texts, trainer, length=len(texts))
-    vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=False)
-    return dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-
-
-def _letters(texts: list[str], normalizer: normalizers.Normalizer, *, at_most: int) -> list[str]:
-    """The most frequent characters of the normalised texts, sorted; words with others become unknown."""
-    raw: Counter[str] = Counter()
-    for text in texts:
-        raw.update(text)
-    counts: Counter[str] = Counter()
-    for character, count in raw.items():
-        for letter in normalizer.normalize_str(character):
-            if not letter.isspace():
-                counts[letter] += count
-    return sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:at_most])
 
 
 def _sample(texts: Iterable[str], max_bytes: int) -> list[str]:
@@ -217,29 +223,6 @@ def _sample(texts: Iterable[str], max_bytes: int) -> list[str]:
     return [text for _, text in sorted(kept, reverse=True)]
 
 
-def _save_as_bert(vocabulary: dict[str, int], out: Path, *, lowercase: bool, model_max_length: int) -> None:
-    # Saved as BertTokenizer: the generic class would come back without token_type_ids.
-    from transformers import BertTokenizer
-
-    temporary = out / ".tokenizer.tmp"
-    with disk_errors(out, "write a tokenizer"):
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=model_max_length)
-        try:
-            tokenizer.save_pretrained(str(temporary))
-        except Exception as error:  # the Rust side raises plain Exception
-            if isinstance(error, OSError) or "os error" not in str(error):
-                raise
-            raise EnvironmentFault("cannot write a tokenizer", where=str(out), why=str(error)) from error
-        # tokenizer.json last: without it the folder is not a tokenizer.
-        for name in (CONFIG_FILE, TOKENIZER_FILE):
-            with open(temporary / name, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary / name, out / name)
-        shutil.rmtree(temporary)
-
-
 def _read_text(path: Path) -> str:
     if not path.is_file():
         why = f"{path.parent} is not a folder." if not path.parent.is_dir() else f"It has no {TOKENIZER_FILE}."
@@ -249,7 +232,7 @@ def _read_text(path: Path) -> str:
             "there is no tokenizer",
             where=str(path.parent),
             why=why,
-            do="Train one (dist-lm data tokenizer), or give the folder of a Hugging Face tokenizer.",
+            do="Train one (dist-lm tokenizer train), or give the folder of a Hugging Face tokenizer.",
         )
     with disk_errors(path, "read a tokenizer"):
         data = path.read_bytes()
@@ -260,26 +243,40 @@ def _read_text(path: Path) -> str:
 
 
 def _special_ids(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
-    names = dict(_SPECIAL_TOKENS)
-    config_path = folder / CONFIG_FILE
-    if config_path.is_file():
-        try:
-            config = json.loads(config_path.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError("a tokenizer's configuration is not JSON", where=str(config_path), why=str(error)) from None
-        for role in names:
-            value = config.get(role)
-            # Older files write a token as an object with its flags.
-            names[role] = value["content"] if isinstance(value, dict) else value or names[role]
-    missing = [f"{role} '{name}'" for role, name in names.items() if name not in vocabulary]
+    """Token numbers by role.  A file may name a token by its text, or by an object with its flags."""
+    said: dict[str, Any] = {}
+    for path in (folder / _MAP_FILE, folder / CONFIG_FILE):
+        if path.is_file():
+            try:
+                said |= json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise DataError("a tokenizer's configuration is not JSON", where=str(path), why=str(error)) from None
+    found: dict[str, int] = {}
+    missing = []
+    for role, usual in SPECIAL_ROLES.items():
+        value = said.get(role)
+        name = value.get("content") if isinstance(value, dict) else value
+        if name is None:
+            name = next((text for text in usual if text in vocabulary), None)
+        elif name not in vocabulary:
+            missing.append(f"{role} '{name}'")
+        if name in vocabulary:
+            found[role] = vocabulary[name]
     if missing:
         raise DataError(
-            "a tokenizer lacks special tokens that the tasks need",
+            "a tokenizer's configuration names special tokens that its vocabulary lacks",
             where=str(folder),
             why="Missing: " + ", ".join(missing) + ".",
-            do="Use the tokenizer of an encoder model such as BERT, or train one: dist-lm data tokenizer.",
+            do="Save it again with transformers (save_pretrained).",
         )
-    return {role: vocabulary[name] for role, name in names.items()}
+    return found
+
+
+def _sentinels(vocabulary: dict[str, int]) -> tuple[int, ...]:
+    numbers = itertools.takewhile(
+        lambda number: number is not None, (vocabulary.get(f"<extra_id_{place}>") for place in itertools.count())
+    )
+    return tuple(number for number in numbers if number is not None)
 
 
 def _continuation(spec: dict[str, Any], vocabulary: dict[str, int], special_ids: set[int]) -> NDArray[np.bool_]:
@@ -287,6 +284,9 @@ def _continuation(spec: dict[str, Any], vocabulary: dict[str, int], special_ids:
     prefix = spec["model"].get("continuing_subword_prefix")
     pre_tokenizer = json.dumps(spec.get("pre_tokenizer"))
     starts = [start for name, start in _WORD_STARTS.items() if f'"{name}"' in pre_tokenizer]
+    # Llama 2 and its kin put the mark in by a normaliser.
+    if not starts and _WORD_STARTS["Metaspace"] in json.dumps(spec.get("normalizer"), ensure_ascii=False):
+        starts = [_WORD_STARTS["Metaspace"]]
     for token, number in vocabulary.items():
         if number not in special_ids:
             if prefix:

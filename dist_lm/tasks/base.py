@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dist_lm.config import ModelSection
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.errors import DataError
 
 LENGTH_MULTIPLE = 8
@@ -58,7 +58,8 @@ class Task(ABC):
     partner_columns: tuple[str, ...] = ()
     """Columns of another row of the same block that collate wants beside each row."""
 
-    def __init__(self, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        manifest = view.manifest
         if manifest.kind != self.data_kind:
             raise DataError(
                 f"this task reads data of kind `{self.data_kind}`, the data set is of kind `{manifest.kind}`",
@@ -66,7 +67,7 @@ class Task(ABC):
                 do=f"Prepare it with `dist-lm data prepare --kind {self.data_kind}`.",
             )
         self.tokenizer = tokenizer
-        self.manifest = manifest
+        self.view = view
         self.seed = seed
 
     @abstractmethod

@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from dist_lm import model as models
 from dist_lm.config import ModelSection
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.errors import DataError
 from dist_lm.tasks.base import (
     MicroBatch,
@@ -34,29 +34,29 @@ class Classification(Task):
     data_kind = "classification"
     objectives = ("label",)
 
-    def __init__(self, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
-        super().__init__(tokenizer, manifest, seed)
-        if len(manifest.labels) < 2:
+    def __init__(self, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        super().__init__(tokenizer, view, seed)
+        if len(view.manifest.labels) < 2:
             raise DataError(
-                f"a classifier needs at least two labels, the data set has {len(manifest.labels)}",
+                f"a classifier needs at least two labels, the data set has {len(view.manifest.labels)}",
                 where="data.train",
                 do="Check --label-field of `dist-lm data prepare`.",
             )
-        self.labels = tuple(manifest.labels)
+        self.labels = tuple(view.manifest.labels)
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         return models.build(
             section,
             self.tokenizer,
             AutoModelForSequenceClassification,
-            positions=self.manifest.seq_len,
+            positions=self.view.seq_len,
             seed=self.seed,
             **head_fields(self.labels),
         )
 
     def collate(self, rows: Rows) -> MicroBatch:
         text = (rows.columns["tokens"], rows.columns["length"].astype(np.int64))
-        ids_BT, kinds_BT, lengths_B = join_segments([text], self.tokenizer, end=self.manifest.seq_len)
+        ids_BT, kinds_BT, lengths_B = join_segments([text], self.tokenizer, end=self.view.seq_len)
         inputs = attention_inputs(ids_BT, kinds_BT, lengths_B)
         judged = np.flatnonzero(rows.real)
         inputs["judged_rows"] = torch.from_numpy(judged)

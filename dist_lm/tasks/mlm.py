@@ -21,10 +21,10 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrain
 
 from dist_lm import model as models
 from dist_lm.config import MlmTask, ModelSection
-from dist_lm.data.manifest import Manifest
 from dist_lm.data.order import keyed_hash
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
 from dist_lm.errors import ConfigError
 from dist_lm.tasks.base import MicroBatch, Task, attention_inputs, cross_entropy_sums, join_segments
 
@@ -37,19 +37,18 @@ _IS_NEXT, _IS_RANDOM = 0, 1
 class MaskedLanguageModelling(Task):
     data_kind = "pairs"
 
-    def __init__(self, settings: MlmTask, tokenizer: Tokenizer, manifest: Manifest, seed: int) -> None:
-        super().__init__(tokenizer, manifest, seed)
+    def __init__(self, settings: MlmTask, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        super().__init__(tokenizer, view, seed)
         self.settings = settings
         self.objectives = ("mlm", "nsp") if settings.next_sentence else ("mlm",)
         self.partner_columns = ("second", "second_length", "document") if settings.next_sentence else ()
-        special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.unk_id]
         self._special = np.zeros(tokenizer.vocab_size, dtype=bool)
-        self._special[special] = True
+        self._special[list(tokenizer.special_ids)] = True
         self._ordinary_ids = np.flatnonzero(~self._special)
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         auto_class = AutoModelForPreTraining if self.settings.next_sentence else AutoModelForMaskedLM
-        model = models.build(section, self.tokenizer, auto_class, positions=self.manifest.seq_len, seed=self.seed)
+        model = models.build(section, self.tokenizer, auto_class, positions=self.view.seq_len, seed=self.seed)
         if not hasattr(getattr(model, "cls", None), "predictions"):
             raise ConfigError(
                 f"{type(model).__name__} has no head that the mlm task knows",
@@ -63,7 +62,7 @@ class MaskedLanguageModelling(Task):
         second, second_length, random_pair_B = self._second_segments(rows)
         first = (rows.columns["first"], rows.columns["first_length"].astype(np.int64))
         ids_BT, kinds_BT, lengths_B = join_segments(
-            [first, (second, second_length)], self.tokenizer, end=self.manifest.seq_len
+            [first, (second, second_length)], self.tokenizer, end=self.view.seq_len
         )
         masked_BT, inputs_BT = self._mask(ids_BT, rows)
         masked_M = np.flatnonzero(masked_BT)

@@ -75,6 +75,12 @@ def _set(*path: Any) -> Callable[[Body], None]:
         (_set("columns", 0, "name", "first.txt"), "columns.0.name"),
         (_set("columns", 0, "dtype", "object"), "columns.0.dtype"),
         (_set("columns", 0, "shape", [0]), "columns.0.shape"),
+        (
+            _set("columns", 0, "lengths", "nobody"),
+            "the lengths of 'first' are 'nobody', which is no column of integers",
+        ),
+        (_set("columns", 0, "lengths", "second"), "the lengths of 'first' are 'second'"),
+        (_set("columns", 4, "lengths", "first_length"), "'document' has lengths and the shape ()"),
         (_list_a_shard_twice, "s-000001.tar is listed twice"),
         (_exchange_shards, "s-000000.tar is listed after s-000001.tar"),
     ],

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_datasets import TextDataset, flip_bit, pair_columns, pair_rows, write_pairs
 
-from dist_lm.data.shards import Column, ShardReader, verify_dataset, write_shard
+from dist_lm.data.shards import Column, Manifest, ShardReader, verify_dataset, write_shard
 from dist_lm.errors import DataError, EnvironmentFault
 
 SHARDS = [70, 64, 70]
@@ -168,6 +168,55 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s-000000.tar", "s-000000.tar.idx"]
 
 
+def ragged(lengths: list[int], capacity: int) -> tuple[list[Column], dict[str, np.ndarray]]:
+    spec = [Column("tokens", "uint16", (capacity,), lengths="length"), Column("length", "uint16")]
+    tokens = np.arange(1, 1 + len(lengths) * capacity, dtype=np.uint16).reshape(len(lengths), capacity)
+    return spec, {"tokens": tokens, "length": np.array(lengths, dtype=np.uint16)}
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_padding_is_not_stored_and_comes_back_as_zeros(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], block_rows: int
+) -> None:
+    folder = tmp_path_factory.mktemp("ragged", numbered=True)
+    spec, columns = ragged(lengths, 9)
+    entry = write_shard(folder, 0, columns, spec=spec, block_rows=block_rows)
+    with tarfile.open(folder / entry.name) as tar:
+        stored = sum(member.size for member in tar.getmembers() if member.name.endswith(".tokens"))
+    assert stored == 2 * sum(lengths)
+    manifest = Manifest("pairs", tuple(spec), block_rows, 9, 99, "0" * 64, len(lengths), sum(lengths), (entry,))
+    blocks = list(ShardReader(folder, manifest).blocks(0, 0, entry.blocks))
+    expected = np.where(np.arange(9) < columns["length"][:, None], columns["tokens"], 0)
+    assert np.array_equal(np.concatenate([block["tokens"] for block in blocks]), expected)
+    # What stands in the padding decides nothing.
+    again = write_shard(folder, 0, columns | {"tokens": expected}, spec=spec, block_rows=block_rows)
+    assert again == entry
+
+
+def test_a_length_beyond_the_capacity_is_not_written_and_not_read(tmp_path: Path) -> None:
+    spec, columns = ragged([3, 5, 4], 5)
+    wrong = columns | {"length": np.array([3, 6, 4], dtype=np.uint16)}
+    with pytest.raises(DataError, match=r"length: a length is outside \[0, 5\]"):
+        write_shard(tmp_path, 0, wrong, spec=spec, block_rows=4)
+    entry = write_shard(tmp_path, 0, columns, spec=spec, block_rows=4)
+    narrow = (replace(spec[0], shape=(4,)), spec[1])
+    manifest = Manifest("pairs", narrow, 4, 9, 99, "0" * 64, 3, 12, (entry,))
+    with pytest.raises(DataError, match=r"(?s)s-000000\.tar, block 0\).*outside \[0, 4\]"):
+        list(ShardReader(tmp_path, manifest).blocks(0, 0, 1))
+
+
+def test_shards_of_512_tokens_a_row_take_at_most_3_percent_more_than_their_tokens(tmp_path: Path) -> None:
+    spec, columns = ragged([512] * 512, 512)
+    rows = write_shard(tmp_path, 0, columns, spec=spec, block_rows=256)
+    stream = {"tokens": columns["tokens"].reshape(-1)}
+    tokens = write_shard(tmp_path, 1, stream, spec=[Column("tokens", "uint16")], block_rows=65536)
+    for entry in (rows, tokens):
+        on_disk = entry.bytes + (tmp_path / entry.index_name).stat().st_size
+        # Behind its last member a tar is filled up to a multiple of 10 kB, once a shard.
+        assert on_disk - tarfile.RECORDSIZE <= 1.03 * 512 * 512 * 2
+
+
 # ---------------------------------------------------------------------------------- damages
 
 
@@ -216,7 +265,7 @@ def test_blocks_of_another_size_than_the_columns_say_are_refused(victim: TextDat
     narrow = replace(victim.manifest.columns[0], dtype="uint8")
     manifest = replace(victim.manifest, columns=(narrow, *victim.manifest.columns[1:]))
     reader = ShardReader(victim.folder, manifest, verify=False)
-    with pytest.raises(DataError, match=r"first: 512 bytes, expected 256 \(16 rows\)"):
+    with pytest.raises(DataError, match=r"first: 502 bytes, expected 251 \(16 rows\)"):
         next(reader.blocks(0, 2, 3))
 
 

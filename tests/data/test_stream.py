@@ -21,6 +21,7 @@ from dist_lm.data.eras import Eras
 from dist_lm.data.order import Order, partner_rows
 from dist_lm.data.shards import ShardReader, verify_dataset
 from dist_lm.data.stream import READ_AHEAD, Rows, StepRows, Stream
+from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fast
@@ -359,7 +360,7 @@ def test_the_lanes_are_read_in_sequence_and_each_era_once(dataset: TextDataset) 
 
     reader = ShardReader(dataset.folder, dataset.manifest, opener=opener)
     order = Order(SHARDS, seed=SEED, lanes=LANES, era=ERA)
-    eras = Eras(order, reader, range(LANES))
+    eras = Eras(order, view_of(dataset.manifest, None), reader, range(LANES))
     for position in range(0, ROWS, 27):
         eras.rows_at(np.arange(position, position + 27))
     place = order.place(np.arange(ROWS))

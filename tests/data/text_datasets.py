@@ -39,8 +39,8 @@ class TextDataset:
 def pair_columns(seq_len: int) -> tuple[Column, ...]:
     room_a = (seq_len - 3) // 2
     return (
-        Column("first", "uint16", (room_a,)),
-        Column("second", "uint16", (seq_len - 3 - room_a,)),
+        Column("first", "uint16", (room_a,), lengths="first_length"),
+        Column("second", "uint16", (seq_len - 3 - room_a,), lengths="second_length"),
         Column("first_length", "uint16"),
         Column("second_length", "uint16"),
         Column("document", "uint32"),
@@ -91,6 +91,34 @@ def write_pairs(folder: Path, shard_rows: Sequence[int], *, block_rows: int = 16
     )
     manifest.save(folder)
     return TextDataset(folder, manifest, columns)
+
+
+def write_tokens(folder: Path, shard_tokens: Sequence[int], *, block_tokens: int = 64) -> TextDataset:
+    """A data set of kind "tokens": the Python reference, a zero after each document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = (Column("tokens", "uint16"),)
+    documents = [topics.topics[name].encode() + b"\0" for name in sorted(topics.topics)]
+    text = np.frombuffer(b"".join(documents), dtype=np.uint8).astype(np.uint16)[: sum(shard_tokens)]
+    assert len(text) == sum(shard_tokens), "the Python reference is shorter than that"
+    entries, at = [], 0
+    for shard, tokens in enumerate(shard_tokens):
+        part = {"tokens": text[at : at + tokens]}
+        entries.append(write_shard(folder, shard, part, spec=spec, block_rows=block_tokens))
+        at += tokens
+    manifest = Manifest(
+        kind="tokens",
+        columns=spec,
+        block_rows=block_tokens,
+        seq_len=1,
+        vocab_size=VOCAB_SIZE,
+        tokenizer_sha256=TOKENIZER_SHA256,
+        num_rows=len(text),
+        num_tokens=len(text),
+        shards=tuple(entries),
+        facts={"separator_id": 0},
+    )
+    manifest.save(folder)
+    return TextDataset(folder, manifest, {"tokens": text})
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:

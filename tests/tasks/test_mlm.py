@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from dist_lm.config import MlmTask, ModelSection
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.tokenizer import load_tokenizer
+from dist_lm.data.views import view_of
 from dist_lm.tasks.mlm import MaskedLanguageModelling
 from tests.tasks_rows import stream_rows
 
@@ -24,7 +25,7 @@ def make_task(data: Path, **settings: object) -> MaskedLanguageModelling:
     return MaskedLanguageModelling(
         MlmTask(name="mlm", **settings),  # type: ignore[arg-type]
         load_tokenizer(data / "tokenizer"),
-        Manifest.load(data / "pairs" / "train"),
+        view_of(Manifest.load(data / "pairs" / "train"), None),
         seed=7,
     )
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dist_lm.data.manifest import Column
 from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.errors import ConfigError
 
 Fields = Mapping[str, Any]
 """Fields of one record, as the source has them: text, numbers, lists."""
@@ -28,6 +29,10 @@ Fields = Mapping[str, Any]
 
 class Unusable(Exception):
     """Why one record cannot be used; the reader adds file and line."""
+
+
+class Empty(Unusable):
+    """The record holds nothing: it is dropped and counted, and no mistake."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PackingRules:
     """Rows with fewer are dropped, and counted."""
     token_dtype: Literal["uint16", "uint32"]
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the kind's own, such as doc_stride; JSON values."""
+    """Settings of the kind's own, such as doc_stride; JSON values, each one of `Kind.options`."""
 
 
 @dataclass
@@ -68,11 +73,31 @@ class Kind(ABC):
     fields: ClassVar[Mapping[str, str]]
     """Fields that a record must have, each with what it holds, in words."""
     optional_fields: ClassVar[Mapping[str, str]] = {}
+    options: ClassVar[Mapping[str, str]] = {}
+    """Settings of this kind (PackingRules.options), each with what it does, in words."""
+    token_columns: ClassVar[tuple[str, ...]]
+    """Columns that hold tokens of the texts, of those that `columns` may name; num_tokens counts them."""
     label_columns: ClassVar[tuple[str, ...]] = ()
-    """Columns that hold places in `PackedRows.labels`."""
+    """Columns that hold places in `PackedRows.labels`.  Other values in them (-1, the largest unsigned
+    number) say that there is no label, and stay as they are."""
+    whole_documents: ClassVar[bool] = False
+    """The rows of a document stay together, in their order: the shuffle moves documents."""
+    min_tokens: ClassVar[int] = 1
+    block_rows: ClassVar[int] = 256
+    shard_rows: ClassVar[int] = 65536
+    """These three: what preparation takes where the user does not say."""
+
+    def check_rules(self, rules: PackingRules) -> None:
+        """Raise ConfigError where the options cannot be; more of it in the kinds that have options."""
+        for name in rules.options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ConfigError(
+                    f"kind `{self.name}` has no option `{name}`", where="--option", do=f"It has these: {known}."
+                )
 
     @abstractmethod
-    def clean(self, fields: Fields) -> dict[str, Any]:
+    def clean(self, fields: Fields, rules: PackingRules) -> dict[str, Any]:
         """What this kind uses of a record, checked.  Raises Unusable with the reason."""
 
     def content(self, cleaned: Fields) -> str:
