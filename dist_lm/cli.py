@@ -65,7 +65,6 @@ def train(
     overrides: Overrides = None,
     cpu: Annotated[int, typer.Option(help="CPU-gloo mode with this many ranks.")] = 0,
     ray: Annotated[bool, typer.Option("--ray", help="Run on the Ray cluster that this process reaches.")] = False,
-    workers: Annotated[int, typer.Option(help="With --ray: number of workers; 0: all of the cluster.")] = 0,
     max_restarts: Annotated[int, typer.Option(help="Restarts after a crash.")] = 3,
 ) -> None:
     """Pretrain or fine-tune: the task in the YAML decides.  The same command goes on where it was.
@@ -83,7 +82,7 @@ def train(
     if ray:
         from dist_lm.cluster.ray_train import run_on_ray
 
-        sys.exit(run_on_ray(config, given, num_workers=workers or None, max_restarts=max_restarts))
+        sys.exit(run_on_ray(config, given, max_restarts=max_restarts))
     loaded = load_run(config, given)
     from dist_lm.cluster.local import LocalLaunch, launch
 

@@ -28,6 +28,8 @@ _PATHS = ("model.from", "data.train", "data.heldout", "data.tokenizer", "run.dir
 _REPORTING = ("run.log_every", "run.eval_every", "run.save_every", "run.keep", "run.allow_change")
 _SHARING = ("batch.micro", "zero", "deepspeed")
 """How the work is shared out; what is computed is the same for every value."""
+_MACHINES = "ray."
+"""The section about machines; what is computed is the same on all of them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ def identity(config: RunConfig) -> dict[str, Any]:
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
     left_out = {*_PATHS, *_REPORTING, *_SHARING}
-    return {key: _json(value) for key, value in flatten(config).items() if key not in left_out}
+    return {
+        key: _json(value)
+        for key, value in flatten(config).items()
+        if key not in left_out and not key.startswith(_MACHINES)
+    }
 
 
 def identity_diff(old: Mapping[str, Any], new: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
@@ -149,4 +155,6 @@ def _open_sections(tree: Tree, section: type[Section]) -> Tree:
 def _origin(tree: Tree, key: str) -> str:
     path = key.split(".")
     entries = list(find(tree, path))
-    return entries[-1].place if len(entries) == len(path) else DEFAULT
+    # A section may be written as one value: `ray.workers: 8`.
+    whole = bool(entries) and not isinstance(entries[-1].value, dict)
+    return entries[-1].place if len(entries) == len(path) or whole else DEFAULT

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 SEAMS = {
-    "ray": {"cluster/ray_train.py", "cluster/ray_options.py"},
+    "ray": {"cluster/ray_train.py", "cluster/ray_cluster.py", "cluster/ray_options.py"},
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
 }
@@ -33,6 +33,7 @@ LIGHT = [
     "cluster/manifests.py",
     "cluster/ray_launcher.py",
     "cluster/ray_options.py",
+    "cluster/ray_cluster.py",
     "cluster/kubernetes.py",
     "cluster/kuberay.py",
     "cluster/kustomize.py",
