@@ -58,20 +58,18 @@ def prepare_text(folder: Path, seq_len: int) -> None:
 
 
 def load_batches(folder: Path, rows: int, count: int) -> tuple[Any, list[Any]]:
-    from dist_lm.config import MlmTask
-    from dist_lm.data.manifest import Manifest
+    from dist_lm.config import MlmTask, SourceSpec
     from dist_lm.data.stream import Stream
     from dist_lm.data.tokenizer import load_tokenizer
-    from dist_lm.data.views import view_of
+    from dist_lm.data.training_set import TrainingSet
     from dist_lm.tasks.mlm import MaskedLanguageModelling
 
-    train = folder / "pairs" / "train"
+    train = SourceSpec(path=str(folder / "pairs" / "train"))
+    data = TrainingSet([train], seed=1, lanes=4, era=256)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    task = MaskedLanguageModelling(MlmTask(name="mlm"), tokenizer, view_of(Manifest.load(train), None), seed=1)
+    task = MaskedLanguageModelling(MlmTask(name="mlm"), tokenizer, data.view, seed=1)
     columns = task.partner_columns
-    with Stream(
-        train, seed=1, lanes=4, era=256, global_rows=rows, rank=0, world_size=1, partner_columns=columns
-    ) as stream:
+    with Stream(data, global_rows=rows, rank=0, world_size=1, partner_columns=columns) as stream:
         return task, [task.collate(next(stream).rows) for _ in range(count)]
 
 

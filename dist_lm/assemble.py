@@ -21,10 +21,12 @@ import dist_lm
 from dist_lm import disk
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import Tokenizer, compare_tokenizer, load_tokenizer
-from dist_lm.data.views import View, view_of
+from dist_lm.data.training_set import TrainingSet
+from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
@@ -54,18 +56,16 @@ class Parts:
     engine: Engine
     shapes: dict[str, tuple[int, ...]]
     """Trainable parameters by their Hugging Face names."""
-    data_fingerprint: str
-    num_rows: int
+    data: TrainingSet
 
 
 @dataclass(frozen=True)
 class _Inputs:
     plan: BatchPlan
     tokenizer: Tokenizer
-    view: View
+    data: TrainingSet
     task: Task
     identity: dict[str, Any]
-    data_fingerprint: str
 
 
 def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
@@ -116,8 +116,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         inputs.task,
         engine,
         shapes,
-        inputs.data_fingerprint,
-        inputs.view.num_rows,
+        inputs.data,
     )
 
 
@@ -135,40 +134,47 @@ def _together(ranks: Ranks, work: Any) -> Any:
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     plan = BatchPlan.divide(config.batch.global_rows, config.batch.micro_rows, ranks.world_size)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    manifest = Manifest.load(config.data.train)
-    compare_tokenizer(manifest, tokenizer, folder=config.data.train)
-    view = view_of(manifest, config.data.seq_len, where=str(config.data.train))
-    fingerprints = {"data.train": manifest.fingerprint}
-    if config.data.heldout is not None:
-        heldout = Manifest.load(config.data.heldout)
-        compare_tokenizer(heldout, tokenizer, folder=config.data.heldout)
-        view_of(heldout, view.seq_len, where=str(config.data.heldout))
-        if heldout.labels != manifest.labels:
+    data = open_training_set(config)
+    for source in data.sources:
+        compare_tokenizer(source.view.manifest, tokenizer, folder=source.location)
+    for location in config.data.heldout_sets.values():
+        heldout = Manifest.load(location)
+        compare_tokenizer(heldout, tokenizer, folder=location)
+        view_of(heldout, data.view.seq_len, where=redact(location))
+        if heldout.labels != data.view.manifest.labels:
             raise DataError(
                 "training and held-out data have different labels",
-                where=f"{config.data.train} and {config.data.heldout}",
+                where=f"{redact(data.sources[0].location)} and {redact(location)}",
                 do="Prepare both from the same source in one call.",
             )
-    task = build_task(config.task, tokenizer, view, config.run.seed)
-    # Opening the stream reads no data; it refuses a data set that cannot fill one batch.
-    stream = open_stream(config, ranks, task, position=0)
-    facts = {**identity(config), **fingerprints}
-    return _Inputs(plan, tokenizer, view, task, facts, stream.fingerprint)
+    task = build_task(config.task, tokenizer, data.view, config.run.seed)
+    data.refuse_larger_batch(config.batch.global_rows)
+    facts = {**identity(config), "data.train": data.identity(config.data.sources)}
+    return _Inputs(plan, tokenizer, data, task, facts)
 
 
-def open_stream(config: RunConfig, ranks: Ranks, task: Task, *, position: int) -> Stream:
+def open_training_set(config: RunConfig) -> TrainingSet:
+    """The sources of the configuration; reads manifests only."""
+    data = config.data
+    return TrainingSet(
+        data.sources,
+        seed=config.run.seed,
+        lanes=data.lanes,
+        era=data.era,
+        seq_len=data.seq_len,
+        stages=[((stage.from_step - 1) * config.batch.global_rows, stage.weights) for stage in data.stages],
+    )
+
+
+def open_stream(parts: Parts, *, position: int) -> Stream:
     """This rank's training rows from `position` on."""
     return Stream(
-        config.data.train,
-        seed=config.run.seed,
-        lanes=config.data.lanes,
-        era=config.data.era,
-        global_rows=config.batch.global_rows,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        parts.data,
+        global_rows=parts.config.batch.global_rows,
+        rank=parts.ranks.rank,
+        world_size=parts.ranks.world_size,
         position=position,
-        seq_len=config.data.seq_len,
-        partner_columns=task.partner_columns,
+        partner_columns=parts.task.partner_columns,
     )
 
 
@@ -208,12 +214,17 @@ def _header(
         attempt,
     )
     log.info("run     %s", config.run.dir)
+    data = inputs.data
     log.info(
-        "data    %d rows of up to %d tokens in %d shards, %.1f epochs",
-        inputs.view.num_rows,
-        inputs.view.seq_len,
-        len(inputs.view.manifest.shards),
-        config.run.steps * plan.global_rows / inputs.view.num_rows,
+        "data    %d rows of up to %d tokens in %d shards%s",
+        data.num_rows,
+        data.view.seq_len,
+        sum(len(source.view.manifest.shards) for source in data.sources),
+        f" of {len(data.sources)} sources" if len(data.sources) > 1 else "",
+    )
+    whole_run = data.epochs(config.run.steps * plan.global_rows)
+    log.info(
+        "        %s", ", ".join(f"{name.replace('epoch', 'epochs')} {value:.1f}" for name, value in whole_run.items())
     )
     log.info(
         "batch   global %d = %d ranks x %d micro-steps x %d rows%s",

@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from dist_lm.cli_cluster import cluster_app
+from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
 
 app = typer.Typer(
@@ -27,21 +28,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 config_app = typer.Typer(help="Show, check and describe configurations.", no_args_is_help=True)
-data_app = typer.Typer(help="Collect, prepare, look at and verify data sets.", no_args_is_help=True)
-corpus_app = typer.Typer(help="Corpora that every machine has.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 ops_app = typer.Typer(help="DeepSpeed's compiled ops.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
-data_app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
 app.add_typer(cluster_app, name="cluster")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as optim.lr=1e-4.")]
-_PROGRESS_S = 3.0
-TokenizerOption = Annotated[Path, typer.Option("--tokenizer", help="Tokenizer folder.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -158,144 +153,6 @@ def config_schema() -> None:
     from dist_lm.config_files import schema
 
     print(json.dumps(schema(), indent=2))
-
-
-@corpus_app.command("docs")
-def corpus_docs(
-    out: Annotated[Path, typer.Option(help="File to write, such as corpus.jsonl.")],
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    limit_mb: Annotated[float, typer.Option(help="Stop after this much text; 0: take all.")] = 0.0,
-) -> None:
-    """Docstrings of the standard library and the installed packages, labelled by package.
-
-    dist-lm data corpus docs --out corpus.jsonl
-    """
-    from dist_lm.data.corpus_docs import write_docs_corpus
-
-    report = write_docs_corpus(out, workers=workers, limit_mb=limit_mb or None, progress=_counter())
-    print("\n".join([f"{out}:", *report.lines()]))
-
-
-@corpus_app.command("packages")
-def corpus_packages(
-    corpus: Annotated[Path, typer.Argument(help="File of `data corpus docs`.")],
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    packages: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    per_package: Annotated[int, typer.Option(help="Texts of each class.")] = 400,
-) -> None:
-    """A classification task: which package is a docstring about?
-
-    dist-lm data corpus packages corpus.jsonl --out packages.jsonl
-    """
-    from dist_lm.data.package_task import write_package_task
-
-    counts = write_package_task(corpus, out, packages=packages, per_package=per_package)
-    print(f"{out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-
-
-def _counter() -> Any:
-    """Progress of long stages: a line every few seconds, so that logs stay readable."""
-    import time
-
-    told_at = time.monotonic()
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at > _PROGRESS_S:
-            told_at = time.monotonic()
-            print(f"{stage}: {done}" + (f" of {total}" if total else ""), flush=True)
-
-    return tell
-
-
-@tokenizer_app.command("train")
-def tokenizer_train(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of .txt and .jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    vocab_size: Annotated[int, typer.Option(help="Tokens.")] = 30522,
-    kind: Annotated[
-        str, typer.Option(help="wordpiece (BERT), bpe (GPT, byte-level), t5 (the same with sentinels).")
-    ] = "wordpiece",
-    text_field: Annotated[str, typer.Option(help="Field of a jsonl record.")] = "text",
-    max_mb: Annotated[float, typer.Option(help="Train on a sample of this size; 0: on all.")] = 0.0,
-) -> None:
-    """Learn a vocabulary from text.
-
-    dist-lm tokenizer train corpus.jsonl --vocab-size 8000 --out tokenizer
-
-    dist-lm tokenizer train corpus.jsonl --kind bpe --vocab-size 8000 --out gpt-tokenizer
-    """
-    from dist_lm.data.sources import read_records
-    from dist_lm.data.tokenizer import train_tokenizer
-
-    texts = (record.text for record in read_records(inputs, text_field=text_field))
-    trained = train_tokenizer(texts, kind=kind, vocab_size=vocab_size, out=out, max_bytes=int(max_mb * 1e6) or None)
-    print(f"{out}: {trained.vocab_size} tokens, sha256 {trained.sha256[:12]}")
-
-
-@data_app.command("prepare")
-def data_prepare(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of .txt and .jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: OUT/train and OUT/heldout.")],
-    tokenizer: TokenizerOption,
-    kind: Annotated[str, typer.Option(help="pairs (for mlm) or classification.")] = "pairs",
-    seq_len: Annotated[int, typer.Option(help="Tokens a row, special tokens included.")] = 128,
-    heldout: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.02,
-    text_field: Annotated[str, typer.Option(help="Field of a jsonl record.")] = "text",
-    label_field: Annotated[str, typer.Option(help="Field with the label (classification).")] = "label",
-    max_bad: Annotated[int, typer.Option(help="Bad records allowed.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Decides the shuffle and the split.")] = 0,
-) -> None:
-    """Tokenise, split, shuffle, write shards.  Run again, it does nothing that is done.
-
-    dist-lm data prepare corpus.jsonl --tokenizer tokenizer --out data --seq-len 128
-
-    dist-lm data prepare reviews.jsonl --kind classification --tokenizer tokenizer --out data
-    """
-    from dist_lm.data.prepare import PrepareOptions, prepare
-
-    options: dict[str, Any] = {
-        "inputs": inputs,
-        "out": out,
-        "tokenizer": tokenizer,
-        "kind": kind,
-        "seq_len": seq_len,
-        "heldout_fraction": heldout,
-        "text_field": text_field,
-        "label_field": label_field,
-        "max_bad": max_bad,
-        "workers": workers,
-        "seed": seed,
-    }
-    print(prepare(PrepareOptions(**options), progress=_counter()))
-
-
-@data_app.command("inspect")
-def data_inspect(
-    folder: Annotated[Path, typer.Argument(help="Prepared data set.")],
-    tokenizer: TokenizerOption,
-    show: Annotated[int, typer.Option(help="Rows to decode.")] = 3,
-) -> None:
-    """Decoded rows, lengths, counts.
-
-    dist-lm data inspect data/train --tokenizer tokenizer
-    """
-    from dist_lm.data.inspect import inspect_dataset
-
-    print(inspect_dataset(folder, tokenizer, show=show))
-
-
-@data_app.command("verify")
-def data_verify(folder: Annotated[Path, typer.Argument(help="Prepared data set.")]) -> None:
-    """Compare every shard with the manifest: counts, index, hashes.
-
-    dist-lm data verify data/train
-    """
-    from dist_lm.data.shards import verify_dataset
-
-    manifest = verify_dataset(folder)
-    print(f"ok: {folder}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
 
 
 @app.command()

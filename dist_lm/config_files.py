@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dist_lm.config import RunConfig, Section
 from dist_lm.config_keys import flatten, public_fields, sections_in
@@ -26,10 +26,8 @@ from dist_lm.yaml_tree import Entry, Tree, find, merge, parse_value, plain, read
 DEFAULT = "default"
 _PATHS = ("model.from", "data.train", "data.heldout", "data.tokenizer", "run.dir")
 _REPORTING = ("run.log_every", "run.eval_every", "run.save_every", "run.keep", "run.allow_change")
-_SHARING = ("batch.micro", "zero", "deepspeed")
+_SHARING = ("batch.micro", "zero", "deepspeed", "ray")
 """How the work is shared out; what is computed is the same for every value."""
-_MACHINES = "ray."
-"""The section about machines; what is computed is the same on all of them."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,11 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
-    left_out = {*_PATHS, *_REPORTING, *_SHARING}
+    left_out = (*_PATHS, *_REPORTING, *_SHARING)
     return {
         key: _json(value)
         for key, value in flatten(config).items()
-        if key not in left_out and not key.startswith(_MACHINES)
+        if not any(f"{key}.".startswith(f"{name}.") for name in left_out)
     }
 
 
@@ -106,6 +104,8 @@ def _text(value: Any) -> str:
 def _json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_json(item) for item in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     return str(value) if isinstance(value, Path) else value
 
 

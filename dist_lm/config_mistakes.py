@@ -78,7 +78,7 @@ def _misread(key: str, entry: Entry, annotation: Any) -> Iterator[Problem]:
         return
     what = do = ""
     items = entry.value if isinstance(entry.value, list) else [entry.value]
-    if isinstance(entry.value, dict):
+    if isinstance(entry.value, dict) and dict not in kinds:
         what = f"`{key}` is one value, not a section"
     elif bool not in kinds and any(isinstance(item, bool) for item in items):
         what, do = f"`{key}` should not be true or false", "YAML reads yes, no, on and off as true and false."
@@ -93,6 +93,8 @@ def _misread(key: str, entry: Entry, annotation: Any) -> Iterator[Problem]:
 def _kinds(annotation: Any) -> Iterator[Any]:
     """The plain types inside an annotation: `Path | None` has Path and NoneType."""
     inner = get_args(annotation)
+    if get_origin(annotation) is dict:
+        yield dict
     if not inner:
         yield annotation if isinstance(annotation, type) or annotation is Any else type(annotation)
     for part in inner:

@@ -7,8 +7,6 @@ gathered, only sums.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
@@ -16,13 +14,15 @@ from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import Task
 
 
-def evaluate(engine: Engine, task: Task, folder: Path, ranks: Ranks, *, micro_rows: int, seed: int) -> dict[str, float]:
-    """Averages over the data set in `folder`; a collective call of all ranks."""
+def evaluate(
+    engine: Engine, task: Task, location: str, ranks: Ranks, *, micro_rows: int, seed: int
+) -> dict[str, float]:
+    """Averages over the data set in `location`; a collective call of all ranks."""
     names = [f"{name}_{part}" for name in task.objectives for part in ("loss", "correct")]
     sums = dict.fromkeys(names, 0.0)
     targets = dict.fromkeys(task.objectives, 0.0)
     rows = HeldoutRows(
-        folder,
+        location,
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_rows=micro_rows,

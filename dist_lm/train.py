@@ -103,14 +103,14 @@ class _Loop:
 
     def _resume(self) -> Progress:
         checkpoint = commit.newest_verified(self.run_dir.checkpoints, self.ranks)
-        fresh = Progress(step=0, position=0, data_fingerprint=self.parts.data_fingerprint)
+        fresh = Progress(step=0, position=0, data_fingerprint=self.parts.data.fingerprint())
         if checkpoint is None:
             return self._stamp(fresh)
-        if checkpoint.progress.data_fingerprint != fresh.data_fingerprint:
+        if checkpoint.progress.data_fingerprint != self.parts.data.fingerprint(checkpoint.progress.position):
             raise DataError(
                 "the checkpoint's position counts rows of another data set or order",
                 where=str(checkpoint.folder),
-                do="Use the data, data.lanes, data.era and run.seed that the run was begun with.",
+                do="Use the data, weights, data.lanes, data.era and run.seed that the run was begun with.",
             )
         began_at = time.monotonic()
         self._load(checkpoint)
@@ -144,7 +144,7 @@ class _Loop:
             self._evaluate()
             return
         position = self.progress.position
-        with open_stream(self.config, self.ranks, self.task, position=position) as stream:
+        with open_stream(self.parts, position=position) as stream:
             batches = iter(stream)
             while self.progress.step < run.steps and not self.stop_agreed:
                 self._one_step(batches)
@@ -181,6 +181,7 @@ class _Loop:
             self.progress,
             step=step,
             position=step_rows.next_position,
+            data_fingerprint=self.parts.data.fingerprint(step_rows.next_position),
             tokens=self.progress.tokens + int(global_tokens),
         )
         self.grad_norm, self.learning_rate = result.grad_norm, rate
@@ -211,7 +212,7 @@ class _Loop:
             "learning_rate": self.learning_rate,
             "grad_norm": float(self.grad_norm),
             "tokens": float(self.progress.tokens),
-            "epoch": self.progress.position / self.parts.num_rows,
+            **self.parts.data.epochs(self.progress.position),
         }
         self.last_metrics = values
         step = self.progress.step
@@ -236,19 +237,23 @@ class _Loop:
         )
 
     def _evaluate(self) -> None:
-        folder = self.config.data.heldout
-        if folder is None:
+        heldout_sets = self.config.data.heldout_sets
+        if not heldout_sets:
             return
         self._fault("in_evaluation", self.progress.step)
         began_at = time.monotonic()
-        self.heldout_metrics = evaluate(
-            self.engine,
-            self.task,
-            folder,
-            self.ranks,
-            micro_rows=self.config.batch.micro_rows,
-            seed=self.config.run.seed,
-        )
+        self.heldout_metrics = {}
+        for set_name, location in heldout_sets.items():
+            values = evaluate(
+                self.engine,
+                self.task,
+                location,
+                self.ranks,
+                micro_rows=self.config.batch.micro_rows,
+                seed=self.config.run.seed,
+            )
+            prefix = f"{set_name}_" if set_name else ""
+            self.heldout_metrics |= {prefix + name: value for name, value in values.items()}
         if self.metrics:
             self.metrics.write("eval", self.progress.step, self.heldout_metrics)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in self.heldout_metrics.items())

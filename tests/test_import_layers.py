@@ -19,11 +19,17 @@ LAYERS: list[set[str]] = [
     {"data", "model", "schedule", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks"},
     {"train", "assemble", "evaluate", "export", "worker", "cluster", "demo"},
-    {"cli", "cli_cluster"},
+    {"cli_data", "cli_cluster"},
+    {"cli"},
     {"__main__"},
 ]
 SEAMS = {
-    "ray": {"cluster/ray_train.py", "cluster/ray_cluster.py", "cluster/ray_options.py"},
+    "ray": {
+        "cluster/ray_train.py",
+        "cluster/ray_cluster.py",
+        "cluster/ray_options.py",
+        "data/preparation/runners.py",
+    },
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
 }
@@ -38,6 +44,7 @@ LIGHT = [
     "cluster/kuberay.py",
     "cluster/kustomize.py",
     "cluster/typed_yaml.py",
+    "cli_data.py",
     "errors.py",
     "config.py",
     "config_files.py",
@@ -51,10 +58,19 @@ LIGHT = [
     "schedule.py",
     "run_dir.py",
     "ops.py",
+    "data/location.py",
     "data/order.py",
-    "data/sources.py",
+    "data/prepare.py",
+    "data/preparation/map_task.py",
+    "data/preparation/reduce_task.py",
+    "data/preparation/runners.py",
+    "data/sources/inputs.py",
+    "data/sources/registry.py",
+    "data/remote_file.py",
+    "data/retry.py",
+    "data/storage.py",
 ]
-HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard"}
+HEAVY = {"torch", "transformers", "deepspeed", "ray", "webdataset", "tensorboard", "fsspec", "aiohttp"}
 
 
 def modules() -> list[Path]:

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 
 from dist_lm.data.manifest import Column
 
+Buffer = bytes | memoryview
+
 
 def block_key(shard_number: int, block: int) -> str:
     """The part of member names before the column.  Digits only: webdataset splits names at dots."""
     return f"{shard_number:06d}{block:06d}"
 
 
-def owner_name(payload: bytes) -> str:
+def owner_name(payload: Buffer) -> str:
     """The owner name of a member with this content."""
     return f"crc32:{zlib.crc32(payload):08x}"
 

@@ -39,12 +39,14 @@ class Eras:
         reader: ShardReader,
         lanes: Sequence[int],
         partner_columns: Sequence[str] = (),
+        *,
+        first_sample_id: int = 0,
     ) -> None:
         self._order = order
         self._view = view
         self._reader = reader
         self._partner_columns = [view.column(name).name for name in partner_columns]
-        self._shard_start = np.concatenate([[0], np.cumsum(view.shard_rows)])
+        self._shard_start = first_sample_id + np.concatenate([[0], np.cumsum(view.shard_rows)])
         # The region of a lane: its rows, and the order in which the stream wants them.
         self._region = np.full(order.lanes, _NOTHING, dtype=np.int64)
         self._region[list(lanes)] = np.arange(len(lanes))
@@ -64,41 +66,44 @@ class Eras:
         self._eras_an_epoch = lane_rows // order.era + 2
         self._loaded = np.full(len(lanes), _NOTHING, dtype=np.int64)
 
-    def rows_at(self, positions: Ints) -> Rows:
-        """The rows at increasing positions, all in lanes of this rank."""
+    def empty_rows(self, count: int) -> Rows:
+        """Room for rows of this data set and their partners."""
+        columns = {name: np.empty((count, *x.shape[1:]), x.dtype) for name, x in self._pool.items()}
+        for name in self._partner_columns:
+            columns[PARTNER_PREFIX + name] = np.empty_like(columns[name])
+        ids, epoch = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.int64)
+        return Rows(columns, ids, epoch, np.ones(count, dtype=np.bool_))
+
+    def read_into(self, rows: Rows, at: Ints, positions: Ints) -> None:
+        """Put the rows at some positions into the places `at`; positions of a lane increase."""
         place = self._order.place(positions)
         region = self._region[place.lane]
         # Numbers the eras of a lane through all epochs.
         era = place.epoch * self._eras_an_epoch + place.era
-        columns = {name: np.empty((len(positions), *x.shape[1:]), x.dtype) for name, x in self._pool.items()}
-        for name in self._partner_columns:
-            columns[PARTNER_PREFIX + name] = np.empty_like(columns[name])
-        sample_id = np.empty(len(positions), dtype=np.uint64)
+        rows.epoch[at] = place.epoch
         missing = np.arange(len(positions))
         while missing.size:
             here = self._loaded[region[missing]] == era[missing]
             ready, missing = missing[here], missing[~here]
-            wanted = self._wanted[region[ready], place.offset[ready]]
-            self._gather(wanted, ready, columns, sample_id)
+            self._gather(rows, at[ready], self._wanted[region[ready], place.offset[ready]])
             # One era of a lane at a time: what the batch wants of the present one is out already.
             _, first = np.unique(region[missing], return_index=True)
-            for at in missing[first]:
-                self._load(int(place.epoch[at]), int(place.lane[at]), int(place.era[at]))
-                self._loaded[region[at]] = era[at]
-        return Rows(columns, sample_id, place.epoch, np.ones(len(positions), dtype=np.bool_))
+            for index in missing[first]:
+                self._load(int(place.epoch[index]), int(place.lane[index]), int(place.era[index]))
+                self._loaded[region[index]] = era[index]
 
-    def _gather(self, wanted: Ints, to: Ints, columns: dict[str, NDArray[Any]], sample_id: NDArray[np.uint64]) -> None:
+    def _gather(self, rows: Rows, to: Ints, wanted: Ints) -> None:
         sources = [(name, self._pool[name], wanted) for name in self._pool]
         if self._partner_columns:
             partner = self._partner[wanted]
             sources += [(PARTNER_PREFIX + name, self._pool[name], partner) for name in self._partner_columns]
-        sample_id[to] = self._sample_id[wanted]
+        rows.sample_id[to] = self._sample_id[wanted]
         for name, pool, which in sources:
-            if len(to) == len(sample_id):
+            if len(to) == len(rows):
                 # All rows at once, as nearly always: no copy in between.  "clip" spares a buffer.
-                np.take(pool, which, axis=0, out=columns[name], mode="clip")
+                np.take(pool, which, axis=0, out=rows.columns[name], mode="clip")
             else:
-                columns[name][to] = pool[which]
+                rows.columns[name][to] = pool[which]
 
     def _load(self, epoch: int, lane: int, era: int) -> None:
         """Replace the era of a lane."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import PARTNER_PREFIX, Rows, concat
 from dist_lm.data.shards import Block, ShardReader
@@ -26,7 +27,7 @@ class HeldoutRows:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         *,
         rank: int,
         world_size: int,
@@ -42,10 +43,10 @@ class HeldoutRows:
         if micro_rows < 1 or (limit_rows is not None and limit_rows < 1):
             raise ConfigError(f"micro_rows ({micro_rows}) and limit_rows ({limit_rows}) must be positive")
         manifest = Manifest.load(folder)
-        self.view = view_of(manifest, seq_len, where=str(folder))
+        self.view = view_of(manifest, seq_len, where=redact(folder))
         if self.view.num_rows == 0:
             why = "There is nothing to evaluate on."
-            raise DataError("the held-out data set has no rows", where=str(folder), why=why)
+            raise DataError("the held-out data set has no rows", where=redact(folder), why=why)
         self.num_rows = min(self.view.num_rows, limit_rows or self.view.num_rows)
         """Real rows of all ranks together."""
         self._micro_rows = micro_rows

@@ -1,6 +1,6 @@
 """The manifest of a data set: what its shards hold, and how to tell that they still do.
 
-Enters: manifest.json of a data set folder, or the entries of freshly written shards.  Leaves: a
+Enters: manifest.json of a data set (a folder or URL), or the entries of freshly written shards.  Leaves: a
 Manifest, whose file is the commit point of the folder: a folder without it is not a data set.
 Promises: a Manifest that was loaded or saved adds up (names, counts, columns, hashes), and its
 fingerprint changes with anything that changes the rows or the order they are stored in.
@@ -21,7 +21,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from dist_lm.disk import write_bytes
+from dist_lm.data.location import is_remote, join, local_path, redact
+from dist_lm.data.storage import read_bytes, write_bytes
 from dist_lm.errors import DataError, EnvironmentFault
 
 MANIFEST_NAME = "manifest.json"
@@ -124,8 +125,8 @@ class Manifest:
     """Identity of the options and inputs, and counts of what was kept and dropped.  JSON values only."""
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        path = folder / MANIFEST_NAME
+    def load(cls, location: str | Path) -> Manifest:
+        path = join(location, MANIFEST_NAME)
         body = _read_body(path)
         try:
             manifest = _ADAPTER.validate_json(json.dumps(body), strict=True)
@@ -134,9 +135,9 @@ class Manifest:
         manifest._check(path)
         return manifest
 
-    def save(self, folder: Path) -> None:
+    def save(self, location: str | Path) -> None:
         """Publish the data set: written last, and there completely or not at all."""
-        path = folder / MANIFEST_NAME
+        path = join(location, MANIFEST_NAME)
         text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
         try:
             _ADAPTER.validate_json(json.dumps(asdict(self)), strict=True)
@@ -187,12 +188,12 @@ class Manifest:
         """Rows of one block: all blocks are full but the last of a shard."""
         return min(self.block_rows, self.shards[shard].rows - block * self.block_rows)
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: str) -> None:
         problem = next(self._problems(), None)
         if problem is not None:
             raise DataError(
                 "the manifest of a data set contradicts itself",
-                where=str(path),
+                where=redact(path),
                 why=problem,
                 do="Prepare the data set again; do not edit manifests by hand.",
             )
@@ -239,40 +240,40 @@ class Manifest:
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
-def _read_body(path: Path) -> dict[str, Any]:
+def _read_body(path: str) -> dict[str, Any]:
     """The manifest as JSON, without `format` and `version`, which are checked here."""
     again = "Prepare the data set again, or give the folder that `dist-lm data prepare` has written."
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         why = "The folder does not exist."
-        if path.parent.is_dir():
+        if is_remote(path) or local_path(path).parent.is_dir():
             why = "The folder has no manifest: its preparation was not finished, or it is no data set."
-        raise DataError("this is not a data set", where=str(path), why=why, do=again) from None
+        raise DataError("this is not a data set", where=redact(path), why=why, do=again) from None
     except OSError as error:
-        raise EnvironmentFault("cannot read a manifest", where=str(path), why=str(error)) from error
+        raise EnvironmentFault("cannot read a manifest", where=redact(path), why=str(error)) from error
     except ValueError as error:
-        raise DataError("a manifest is not JSON", where=str(path), why=str(error), do=again) from None
+        raise DataError("a manifest is not JSON", where=redact(path), why=str(error), do=again) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         why = f"Expected format '{FORMAT}'."
-        raise DataError("a manifest has an unknown format", where=str(path), why=why, do=again)
+        raise DataError("a manifest has an unknown format", where=redact(path), why=why, do=again)
     version = content.get("version")
     if version != FORMAT_VERSION:
         raise DataError(
             f"a data set has format version {version!r}",
-            where=str(path),
+            where=redact(path),
             why=f"This dist_lm reads version {FORMAT_VERSION}.",
             do="Use the dist_lm that has written it, or prepare the data set again.",
         )
     return {key: value for key, value in content.items() if key not in ("format", "version")}
 
 
-def _not_valid(path: Path, error: ValidationError) -> DataError:
+def _not_valid(path: str, error: ValidationError) -> DataError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     return DataError(
         "a manifest has a wrong field",
-        where=str(path),
+        where=redact(path),
         why=f"{key}: {first['msg']}",
         do="Prepare the data set again; do not edit manifests by hand.",
     )

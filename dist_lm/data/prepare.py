@@ -1,10 +1,17 @@
-"""Text to shards: read, drop duplicates, split, tokenise, shuffle, write.
+"""Text to shards: read, clean, filter, drop duplicates, split, tokenise, shuffle, write.
 
-Enters: files of text and a tokenizer.  Leaves: OUT/train and OUT/heldout, each a data set.
+Enters: files of the user and a tokenizer.  Leaves: OUT/train and OUT/heldout, each a data set.
 Promises: the same inputs and options give the same bytes, whatever the number of workers and however
-often the work was killed; what was dropped is counted with the reason.
+often the work was killed; killed and run again it does only what is missing or does not verify; what
+was dropped is counted with the reason.
 
-The rows are held in memory (2 bytes a token and slot); the tokenising runs in a pool of processes.
+Two phases of tasks with files between them (preparation/): each split of the input is packed and
+grouped by bucket, then each bucket becomes shards.  The memory of a task does not grow with the input:
+
+    map task     part_bytes x 2 + a batch of documents
+    reduce task  bucket_bytes of text as tokens x 3 + shard_rows x (bytes of a padded row) x 2
+
+and the largest document where it is larger than these.
 """
 
 from __future__ import annotations
@@ -12,58 +19,37 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.kinds.base import PackedRows, PackingRules
-from dist_lm.data.kinds.registry import kind_named
 from dist_lm.data.manifest import MANIFEST_NAME, Manifest
-from dist_lm.data.order import keyed_hash
-from dist_lm.data.process_pool import Progress, available_cores, ordered_map, silent
-from dist_lm.data.shards import verify_dataset, write_shard
-from dist_lm.data.sources import BadRecords, list_inputs, read_records
+from dist_lm.data.preparation.job import HELDOUT, TRAIN, Job, PartOfMap, WorkFolder
+from dist_lm.data.preparation.map_task import BAD, READ, MapSummary, map_split
+from dist_lm.data.preparation.plan import PrepareOptions, check_options, identity_of, plan_job
+from dist_lm.data.preparation.reduce_task import Bucket, ReduceSummary, reduce_bucket
+from dist_lm.data.preparation.runners import run_tasks
+from dist_lm.data.process_pool import Progress, silent
+from dist_lm.data.shards import verify_dataset
+from dist_lm.data.sources.inputs import list_inputs
+from dist_lm.data.sources.record import EXAMPLES_SHOWN, BadRecords
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
-from dist_lm.disk import disk_errors, sha256_of
+from dist_lm.disk import disk_errors
 from dist_lm.errors import ConfigError, DataError
+
+__all__ = ["HELDOUT", "TRAIN", "PrepareOptions", "PrepareReport", "prepare"]
 
 log = logging.getLogger(__name__)
 
-_LARGEST_UINT16_VOCABULARY = 65536
-_DOCUMENTS_A_TASK = 512
-_SPLIT, _SHUFFLE = 301, 302
-TRAIN, HELDOUT = "train", "heldout"
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to make, and of what."""
-
-    inputs: list[str]
-    out: Path
-    tokenizer: Path
-    kind: str = "pairs"
-    seq_len: int = 128
-    """Tokens of a model input, special tokens included."""
-    heldout_fraction: float = 0.02
-    """Share of the documents, chosen by their content, that goes to OUT/heldout."""
-    text_field: str = "text"
-    label_field: str = "label"
-    min_tokens: int | None = None
-    """Rows with fewer are dropped; None: as the kind has it."""
-    max_bad: int = 0
-    """Records that may be unusable."""
-    block_rows: int | None = None
-    shard_rows: int | None = None
-    """None: as the kind has it."""
-    workers: int | None = None
-    """Processes; None: one a core.  Not part of the result."""
-    seed: int = 0
+_WORK_PREFIX, _LOCK = ".work-", ".prepare.lock"
 
 
 @dataclass
@@ -78,27 +64,12 @@ class PrepareReport:
     def __str__(self) -> str:
         lines = [f"{self.out} is up to date: verified, nothing to do"] if self.up_to_date else []
         lines += [
-            f"{name:8} {facts['rows']} rows, {facts['tokens']} tokens, {facts['shards']} shards, "
-            f"{100 * facts['padding'] / max(facts['slots'], 1):.1f}% padding"
+            f"{name:8} {facts['rows']} rows, {facts['tokens']} tokens, {facts['shards']} shards"
             for name, facts in self.splits.items()
         ]
-        lines += [
-            f"{'dropped' if name != 'documents read' else 'read':8} {count} {name}"
-            for name, count in self.counts.items()
-            if count
-        ]
+        verbs = {"documents read": "read", "documents kept": "kept"}
+        lines += [f"{verbs.get(name, 'dropped'):8} {count} {name}" for name, count in self.counts.items() if count]
         return "\n".join(lines)
-
-
-@dataclass
-class _Documents:
-    """Texts in the order of their first appearance, without duplicates."""
-
-    texts: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    hashes: list[int] = field(default_factory=list)
-    read: int = 0
-    duplicates: int = 0
 
 
 def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareReport:
@@ -107,50 +78,56 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
     Raises DataError for unusable input, ConfigError where OUT holds something else, EnvironmentFault
     where the disk refuses.
     """
-    _check_options(options)
+    check_options(options)
     tokenizer = load_tokenizer(options.tokenizer)
-    identity = _identity(options, tokenizer)
-    done = _finished(options, identity)
-    if done is not None:
-        return done
-    bad = BadRecords(options.max_bad)
-    documents = _read(options, bad, progress)
-    rules = _rules(options, tokenizer)
-    rows = _tokenise(documents, options, rules, progress)
-    report = PrepareReport(counts=_counts(documents, rows, bad), out=options.out)
-    hashes = np.array(documents.hashes, dtype=np.uint64)
-    draw = keyed_hash(options.seed, _SPLIT, hashes).astype(np.float64) / 2.0**64
-    held = draw < options.heldout_fraction
-    # The held-out set is published last: where it is, all is there.
-    for name, chosen in ((TRAIN, ~held), (HELDOUT, held)):
-        if name == HELDOUT and not options.heldout_fraction:
-            continue
-        manifest = _write_split(options, rules, name, rows, chosen, hashes, tokenizer, identity, report)
-        report.splits[name] = _facts(manifest)
+    files = list_inputs(options.inputs, options.settings)
+    identity = identity_of(options, tokenizer, files, progress)
+    with disk_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    with _alone(options.out):
+        # The plan may differ where the result does not, and then earlier parts are of no use.
+        planned = {**identity, "split_bytes": options.split_bytes, "part_bytes": options.part_bytes}
+        name = hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()[:12]
+        work = WorkFolder(options.out.absolute() / f"{_WORK_PREFIX}{name}")
+        report, manifests = _finished(options, identity)
+        if report is None:
+            job = plan_job(options, tokenizer, files)
+            work.write(job, options.tokenizer)
+            report, manifests = _run(work, job, options, tokenizer, identity, progress)
+        _clear_up(options.out, manifests)
     return report
 
 
-def _check_options(options: PrepareOptions) -> None:
-    kind_named(options.kind)
-    if not 0.0 <= options.heldout_fraction < 1.0:
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One preparation a folder: two would write the same files."""
+    lock = filelock.FileLock(out / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
         raise ConfigError(
-            f"a share of {options.heldout_fraction} cannot be held out", where="--heldout", do="Write 0.02."
-        )
-    if options.seq_len < 16:
-        raise ConfigError(f"rows of {options.seq_len} tokens are too short", where="--seq-len", do="Write 16 or more.")
+            "another preparation works in this folder", where=str(out), do="Wait for it, or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _identity(options: PrepareOptions, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What decides the result."""
-    plain = asdict(options)
-    for name in ("inputs", "out", "tokenizer", "workers", "max_bad"):
-        plain.pop(name)
-    inputs = [sha256_of(path) for path in list_inputs(options.inputs)]
-    return {**plain, "tokenizer_sha256": tokenizer.sha256, "inputs_sha256": inputs}
+def _clear_up(out: Path, manifests: Mapping[str, Manifest]) -> None:
+    """Remove the work folders, also of preparations that were given up, and the shards that those left."""
+    for path in out.glob(f"{_WORK_PREFIX}*"):
+        WorkFolder(path).remove()
+    for name, manifest in manifests.items():
+        listed = {shard.name for shard in manifest.shards} | {shard.index_name for shard in manifest.shards}
+        with disk_errors(out / name, "remove a shard"):
+            for path in (out / name).glob("s-??????.tar*"):
+                if path.name not in listed:
+                    path.unlink()
 
 
-def _finished(options: PrepareOptions, identity: dict[str, Any]) -> PrepareReport | None:
-    """A report if all is there and verified; None if there is work.  Refuses a folder of another kind."""
+def _finished(options: PrepareOptions, identity: dict[str, Any]) -> tuple[PrepareReport | None, dict[str, Manifest]]:
+    """A report if all is there and verified; None if there is work.  Refuses a folder of another identity."""
     names = [TRAIN] + ([HELDOUT] if options.heldout_fraction else [])
     found: dict[str, Manifest] = {}
     for name in names:
@@ -165,9 +142,10 @@ def _finished(options: PrepareOptions, identity: dict[str, Any]) -> PrepareRepor
             log.warning("%s is prepared again: %s (%s)", folder, error.what, error.where)
             (folder / MANIFEST_NAME).unlink()
     if len(found) < len(names):
-        return None
+        return None, found
     counts = found[TRAIN].preparation["counts"]
-    return PrepareReport(True, counts, {name: _facts(manifest) for name, manifest in found.items()}, options.out)
+    splits = {name: _facts(manifest) for name, manifest in found.items()}
+    return PrepareReport(True, counts, splits, options.out), found
 
 
 def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -183,176 +161,144 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
         )
 
 
-def _read(options: PrepareOptions, bad: BadRecords, progress: Progress) -> _Documents:
-    documents = _Documents()
-    seen: set[int] = set()
-    need_label = options.kind == "classification"
-    records = read_records(
-        options.inputs,
-        text_field=options.text_field,
-        label_field=options.label_field,
-        need_label=need_label,
-        bad=bad,
-    )
-    for record in records:
-        documents.read += 1
-        key = f"{record.label}\0{record.text}" if need_label else record.text
-        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-        if digest in seen:
-            documents.duplicates += 1
-            continue
-        seen.add(digest)
-        documents.texts.append(record.text)
-        documents.hashes.append(digest)
-        if need_label:
-            documents.labels.append(str(record.label))
-        if documents.read % 5000 == 0:
-            progress("reading", documents.read, None)
-    if not documents.texts:
-        raise DataError(
-            "there is no usable text in the input",
-            where=", ".join(options.inputs),
-            why="\n".join(bad.examples),
-            do="Name files that hold text; `--text-field` names the field of a jsonl record.",
-        )
-    return documents
-
-
-def _rules(options: PrepareOptions, tokenizer: Tokenizer) -> PackingRules:
-    kind = kind_named(options.kind)
-    return PackingRules(
-        seq_len=options.seq_len,
-        min_tokens=kind.min_tokens if options.min_tokens is None else options.min_tokens,
-        token_dtype="uint16" if tokenizer.vocab_size <= _LARGEST_UINT16_VOCABULARY else "uint32",
-    )
-
-
-def _tokenise(
-    documents: _Documents,
+def _run(
+    work: WorkFolder,
+    job: Job,
     options: PrepareOptions,
-    rules: PackingRules,
-    progress: Progress,
-) -> PackedRows:
-    """Rows of all documents, in the order of the documents."""
-    kind = kind_named(options.kind)
-    records = [{"text": text} for text in documents.texts]
-    for record, label in zip(records, documents.labels, strict=False):
-        record["label"] = label
-    starts = range(0, len(records), _DOCUMENTS_A_TASK)
-    work = partial(_pack_records, options.tokenizer, options.kind, rules)
-    tasks = (records[start : start + _DOCUMENTS_A_TASK] for start in starts)
-    workers = options.workers or available_cores()
-    parts = []
-    packed = ordered_map(work, tasks, workers=min(workers, len(starts)), doing="tokenising")
-    for start, part in zip(starts, packed, strict=True):
-        part.document += start
-        parts.append(part)
-        progress("tokenising", min(start + _DOCUMENTS_A_TASK, len(records)), len(records))
-    labels = tuple(sorted({label for part in parts for label in part.labels}))
-    for part in parts:
-        for name in set(kind.label_columns) & set(part.columns):
-            numbers = part.columns[name]
-            places = np.array([labels.index(label) for label in part.labels], dtype=numbers.dtype)
-            numbered = (numbers >= 0) & (numbers < len(places))
-            numbers[numbered] = places[numbers[numbered]]
-    return PackedRows(
-        np.concatenate([part.document for part in parts]),
-        np.concatenate([part.ordinal for part in parts]),
-        {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
-        np.concatenate([part.lost for part in parts]),
-        labels,
-    )
-
-
-def _pack_records(tokenizer: Path, kind: str, rules: PackingRules, records: list[dict[str, Any]]) -> PackedRows:
-    return kind_named(kind).pack(records, _tokenizer_at(tokenizer), rules)
-
-
-_tokenizer_at = lru_cache(maxsize=1)(load_tokenizer)
-
-
-def _counts(documents: _Documents, rows: PackedRows, bad: BadRecords) -> dict[str, int]:
-    too_short, short_tokens, truncated, cut_tokens = (int(value) for value in rows.lost.sum(axis=0))
-    return {
-        "documents read": documents.read,
-        "bad records": bad.count,
-        "duplicate documents": documents.duplicates,
-        "rows too short": too_short,
-        "tokens in rows too short": short_tokens,
-        "ends of texts too long": truncated,
-        "tokens in those ends": cut_tokens,
-    }
-
-
-def _write_split(
-    options: PrepareOptions,
-    rules: PackingRules,
-    name: str,
-    rows: PackedRows,
-    chosen_documents: NDArray[np.bool_],
-    hashes: NDArray[np.uint64],
     tokenizer: Tokenizer,
     identity: dict[str, Any],
-    report: PrepareReport,
-) -> Manifest:
-    folder = options.out / name
-    chosen = np.flatnonzero(chosen_documents[rows.document])
-    if not len(chosen):
+    progress: Progress,
+) -> tuple[PrepareReport, dict[str, Manifest]]:
+    mapped = _map(work, job, options, progress)
+    buckets = _number_shards(job, mapped.bucket_rows)
+    reduced = _reduce(work, job, options, buckets, progress)
+    counts = mapped.counts
+    for summary in reduced:
+        counts.update(summary.counts)
+    report = PrepareReport(counts=dict(counts), out=options.out)
+    manifests = {}
+    for name in job.names:
+        mine = [done for bucket, done in zip(buckets, reduced, strict=True) if job.name_of(bucket.number) == name]
+        shards = tuple(shard for summary in mine for shard in summary.shards)
+        _expect_rows(name, shards, options, report)
+        manifests[name] = Manifest(
+            kind=job.kind_name,
+            columns=job.kind.columns(job.rules),
+            block_rows=job.block_rows,
+            seq_len=job.rules.seq_len,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_sha256=tokenizer.sha256,
+            num_rows=sum(shard.rows for shard in shards),
+            num_tokens=sum(summary.num_tokens for summary in mine),
+            shards=shards,
+            labels=mapped.labels,
+            facts=job.kind.facts(tokenizer, job.rules),
+            preparation={"identity": identity, "counts": report.counts},
+        )
+    # The held-out set is published last: where it is, all is there.
+    for name, manifest in manifests.items():
+        manifest.save(options.out / name)
+        report.splits[name] = _facts(manifest)
+    return report, manifests
+
+
+@dataclass
+class _Mapped:
+    """What the map phase tells."""
+
+    counts: Counter[str]
+    labels: tuple[str, ...]
+    bucket_rows: NDArray[np.int64]
+
+
+def _map(work: WorkFolder, job: Job, options: PrepareOptions, progress: Progress) -> _Mapped:
+    bad = BadRecords(options.max_bad)
+    counts: Counter[str] = Counter({READ: 0})
+    bucket_rows = np.zeros(sum(job.num_buckets), dtype=np.int64)
+    parts: list[tuple[str, list[str]]] = []
+    task, splits = partial(map_split, work.path), range(len(job.splits))
+    workers = min(options.num_workers, len(splits))
+    with closing(run_tasks(task, splits, workers=workers, ray=options.ray, doing="tokenising")) as summaries:
+        for number, summary in enumerate(summaries, 1):
+            _tell_bad(summary, bad)
+            counts.update(summary.counts)
+            bucket_rows += np.array(summary.bucket_rows)
+            parts += [(part.name, summary.labels) for part in summary.parts]
+            progress("tokenising", number, len(splits))
+    if not counts[READ]:
+        raise DataError(
+            "there is no usable record in the input",
+            where=", ".join(options.inputs),
+            why="\n".join(bad.examples),
+            do="Name files that hold text; `--field ours=theirs` names the fields.",
+        )
+    counts[BAD] = bad.count
+    labels = tuple(sorted({label for _, names in parts for label in names}))
+    _refuse_numbers(labels, options)
+    place = {label: number for number, label in enumerate(labels)}
+    work.write_parts([PartOfMap(name, [place[label] for label in names]) for name, names in parts])
+    return _Mapped(counts, labels, bucket_rows)
+
+
+def _tell_bad(summary: MapSummary, bad: BadRecords) -> None:
+    bad.count += summary.bad_count
+    bad.examples = [*bad.examples, *summary.bad_examples][:EXAMPLES_SHOWN]
+    bad.check()
+
+
+def _refuse_numbers(labels: Sequence[str], options: PrepareOptions) -> None:
+    """Labels such as 0.25 are no classes; CSV cannot tell them from names."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return
+    if any(not number.is_integer() for number in numbers):
+        raise DataError(
+            f"the labels are numbers, {len(labels)} different ones, and no names of classes",
+            where=", ".join(options.inputs),
+            why=f"Such as {', '.join(labels[:3])}.",
+            do="For regression add --option labels=number; otherwise name the field: --field label=NAME.",
+        )
+
+
+def _number_shards(job: Job, bucket_rows: NDArray[np.int64]) -> list[Bucket]:
+    """How many shards each bucket gets, and their numbers, from the rows before equal documents are dropped."""
+    buckets, first = [], 0
+    for number, rows in enumerate(bucket_rows):
+        if number == job.num_buckets[0]:
+            first = 0
+        num_shards = -(-int(rows) // job.shard_rows)
+        buckets.append(Bucket(number, first, num_shards))
+        first += num_shards
+    return buckets
+
+
+def _reduce(
+    work: WorkFolder, job: Job, options: PrepareOptions, buckets: Sequence[Bucket], progress: Progress
+) -> list[ReduceSummary]:
+    for name in job.names:
+        folder = options.out / name
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    task = partial(reduce_bucket, work.path)
+    workers = min(options.num_workers, len(buckets))
+    reduced = []
+    with closing(run_tasks(task, buckets, workers=workers, ray=options.ray, doing="writing shards")) as summaries:
+        for summary in summaries:
+            reduced.append(summary)
+            progress("writing shards", len(reduced), len(buckets))
+    return reduced
+
+
+def _expect_rows(name: str, shards: Sequence[Any], options: PrepareOptions, report: PrepareReport) -> None:
+    if not shards:
         raise DataError(
             f"no row is left for {name}",
             where=", ".join(options.inputs),
-            why=f"{len(rows.document)} rows in all; --heldout is {options.heldout_fraction}.",
-            do="Give more text, or change --heldout.",
+            why=f"--heldout is {options.heldout_fraction}.\n{report}",
+            do="Give more text, or change --heldout or the filters.",
         )
-    kind = kind_named(options.kind)
-    moved = np.zeros(len(chosen), dtype=np.uint64) if kind.whole_documents else rows.ordinal[chosen].astype(np.uint64)
-    keys = keyed_hash(options.seed, _SHUFFLE, hashes[rows.document[chosen]], moved)
-    # Ties can only be of one document: its rows stay in order.
-    chosen = chosen[np.lexsort((rows.ordinal[chosen], hashes[rows.document[chosen]], keys))]
-    spec = kind.columns(rules)
-    block_rows, shard_rows = options.block_rows or kind.block_rows, options.shard_rows or kind.shard_rows
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        shards = [
-            write_shard(
-                folder,
-                number,
-                {column: array[chosen[begin : begin + shard_rows]] for column, array in rows.columns.items()},
-                spec=spec,
-                block_rows=block_rows,
-            )
-            for number, begin in enumerate(range(0, len(chosen), shard_rows))
-        ]
-    num_tokens = 0
-    for column in spec:
-        if column.name in kind.token_columns:
-            num_tokens += int(rows.columns[column.lengths][chosen].sum()) if column.lengths else len(chosen)
-    manifest = Manifest(
-        kind=options.kind,
-        columns=spec,
-        block_rows=block_rows,
-        seq_len=options.seq_len,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_sha256=tokenizer.sha256,
-        num_rows=len(chosen),
-        num_tokens=num_tokens,
-        shards=tuple(shards),
-        labels=rows.labels,
-        facts=kind.facts(tokenizer, rules),
-        preparation={"identity": identity, "counts": report.counts},
-    )
-    manifest.save(folder)
-    return manifest
 
 
 def _facts(manifest: Manifest) -> dict[str, int]:
-    widths: Iterator[int] = (column.shape[0] for column in manifest.columns if column.shape)
-    slots = sum(widths) * manifest.num_rows
-    return {
-        "rows": manifest.num_rows,
-        "tokens": manifest.num_tokens,
-        "shards": len(manifest.shards),
-        "slots": slots,
-        "padding": slots - manifest.num_tokens,
-    }
+    return {"rows": manifest.num_rows, "tokens": manifest.num_tokens, "shards": len(manifest.shards)}

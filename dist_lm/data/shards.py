@@ -4,7 +4,12 @@ Enters: arrays of rows to write; a data set folder to read.  Leaves: `s-000000.t
 `s-000000.tar.idx`; blocks of rows as arrays.  Promises: a shard appears whole or not at all; the
 same rows give the same bytes; and a shard that is missing, cut short, exchanged or damaged ends in
 an error that names it, because every block's key, members and sizes are compared with the manifest.
-webdataset by itself ends a damaged shard without a word.
+webdataset by itself ends a damaged shard without a word.  Shards may come from anybody: nothing is
+extracted, unpickled or decompressed, and a block whose tar headers tell of anything but plain files
+inside it never reaches the tar reader.
+
+Whole shards are checked by SHA-256, where they lie on this machine or in a cache; the blocks of a
+remote shard by the CRC-32 that stands in their headers, as they are read.
 
 Format.  A tar sample is a block of up to `block_rows` rows: a member for each column, named
 `<shard:06d><block:06d>.<column>`, holding the raw little-endian array [rows, *shape]; of a column with
@@ -19,14 +24,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_lm.data.blocks import block_key, columns_of, find_damage, members_of, owner_name
+from dist_lm.data.cache import ShardCache
+from dist_lm.data.location import is_remote, join, redact
 from dist_lm.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -35,6 +43,8 @@ from dist_lm.data.manifest import (
     ShardEntry,
     shard_name,
 )
+from dist_lm.data.storage import open_file
+from dist_lm.data.window import Window, damaged
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -53,7 +63,6 @@ __all__ = [
 
 Block = dict[str, NDArray[Any]]
 """Rows of one block: for each column an array [rows, *shape], to be read and not written."""
-Opener = Callable[[Path], BinaryIO]
 
 _INDEX_DTYPE = np.dtype("<u8")
 _MAX_NUMBER = 10**6
@@ -68,8 +77,14 @@ def _webdataset() -> Any:
     return webdataset
 
 
-def _open_local(path: Path) -> BinaryIO:
-    return open(path, "rb")
+class Opener(Protocol):
+    def __call__(self, location: str, *, size: int | None) -> BinaryIO:
+        """A seekable file; `size` is its length where that is known already."""
+
+
+def _open(location: str, *, size: int | None) -> BinaryIO:
+    # Windows ask for what they need: reading ahead of them would fetch bytes that nobody wants.
+    return open_file(location, size=size, buffer_bytes=0)
 
 
 # ---------------------------------------------------------------------------------- writing
@@ -157,30 +172,46 @@ def _check_columns(path: Path, columns: Mapping[str, NDArray[Any]], spec: Sequen
 class ShardReader:
     """Reads ranges of blocks of one data set; checks each shard's size and index when it first opens it.
 
-    With `verify` the first opening also hashes the whole shard, once for each reader.
+    With `verify` the first opening also hashes the whole shard, once for each reader; blocks of a remote
+    shard are checked one by one instead.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, verify: bool = True, opener: Opener = _open_local) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        location: str | Path,
+        manifest: Manifest,
+        *,
+        verify: bool = True,
+        opener: Opener = _open,
+        cache: ShardCache | None = None,
+    ) -> None:
+        self.location = str(location)
         self.manifest = manifest
+        self._remote = is_remote(location)
         self._verify = verify
         self._opener = opener
+        # What lies on this machine is read where it lies.
+        self._cache = cache if self._remote else None
         self._offsets: dict[int, NDArray[np.uint64]] = {}
         self._wds = _webdataset()
 
     def blocks(self, shard: int, lo_block: int, hi_block: int) -> Iterator[Block]:
         """Blocks [lo_block, hi_block) of a shard (its place in the manifest), one at a time."""
-        path = self.folder / self.manifest.shards[shard].name
+        entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
         block = lo_block
         try:
-            with self._opener(path) as file:
+            cached = self._cached(shard)
+            with cached or self._opener(path, size=entry.bytes if shard in self._offsets else None) as file:
                 if shard not in self._offsets:
-                    self._offsets[shard] = self._check_shard(shard, path, file)
-                start, end = (int(offset) for offset in self._offsets[shard][[lo_block, hi_block]])
-                file.seek(start)
+                    self._check_shard(shard, file, hashed=cached is None and not self._remote)
+                    self._offsets[shard] = self._read_index(entry)
+                offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
+                check_content = self._verify and self._remote and cached is None
+                window = Window(file, path, lo_block, offsets, check_content=check_content)
                 # A list among the arguments is taken apart into stages: hence a list in the list.
                 pipeline = self._wds.DataPipeline(
-                    [[{"url": path.name, "stream": _Window(file, end - start)}]],
+                    [[{"url": entry.name, "stream": window}]],
                     lambda sources: self._wds.tariterators.tar_file_expander(sources),
                     lambda members: self._wds.tariterators.group_by_keys(members),
                 )
@@ -190,87 +221,83 @@ class ShardReader:
         except (DistLMError, MemoryError):
             raise
         except (FileNotFoundError, IsADirectoryError):
-            raise _damaged(path, block, "The file is missing.") from None
+            raise damaged(path, block, "The file is missing.") from None
         except OSError as error:
-            where = f"{path}, block {block}"
+            where = f"{redact(path)}, block {block}"
             raise EnvironmentFault("cannot read a shard", where=where, why=str(error)) from error
         except Exception as error:
             # webdataset appends objects to the arguments; the first is the message.
             why = str(error.args[0]) if error.args else type(error).__name__
-            raise _damaged(path, block, why) from error
+            raise damaged(path, block, why) from error
 
     def _checked(self, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
         """The arrays of a sample, if it is the block that it should be."""
         entry = self.manifest.shards[shard]
-        path = self.folder / entry.name
+        path = join(self.location, entry.name)
         if sample is None:
-            raise _damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
+            raise damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
         key = block_key(entry.number, block)
         if sample["__key__"] != key:
-            raise _damaged(path, block, f"Expected the key {key}, found {sample['__key__']}.")
+            raise damaged(path, block, f"Expected the key {key}, found {sample['__key__']}.")
         members = {name for name in sample if not name.startswith("__")}
         if members != {column.name for column in self.manifest.columns}:
-            raise _damaged(path, block, f"Found the columns {sorted(members)}.")
+            raise damaged(path, block, f"Found the columns {sorted(members)}.")
         try:
             return columns_of(sample, self.manifest.columns, self.manifest.block_rows_of(shard, block))
         except ValueError as error:
-            raise _damaged(path, block, str(error)) from None
+            raise damaged(path, block, str(error)) from None
 
-    def _check_shard(self, shard: int, path: Path, file: BinaryIO) -> NDArray[np.uint64]:
-        """The offsets of the blocks, once the shard and its index are what the manifest says."""
+    def _cached(self, shard: int) -> BinaryIO | None:
+        """The shard from the cache, compared with its SHA-256 there."""
+        if self._cache is None:
+            return None
         entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
+        damage = partial(self._damage, shard)
+        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage)
+
+    def _check_shard(self, shard: int, file: BinaryIO, *, hashed: bool) -> None:
+        """Compare a file with what the manifest says of its shard."""
+        entry = self.manifest.shards[shard]
+        if file.seek(0, os.SEEK_END) != entry.bytes:
+            raise self._damage(shard, file)
+        if self._verify and hashed:
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
+                raise self._damage(shard, file)
+
+    def _damage(self, shard: int, file: BinaryIO) -> DataError:
+        """What is wrong with a file that has not the size or hash of its shard."""
+        entry = self.manifest.shards[shard]
+        path = join(self.location, entry.name)
         offsets = self._read_index(entry)
         size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
             block = min(int(np.searchsorted(offsets[1:], size, side="right")), entry.blocks - 1)
-            raise _damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
-        if self._verify:
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-            if digest != entry.sha256:
-                damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
-                raise _damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
-        return offsets
+            return damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
+        damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
+        return damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
-        path = self.folder / entry.index_name
+        path = join(self.location, entry.index_name)
         try:
-            with self._opener(path) as file:
+            with self._opener(path, size=None) as file:
                 content = file.read()
         except (FileNotFoundError, IsADirectoryError):
-            raise _damaged(path, None, "The file is missing.") from None
+            raise damaged(path, None, "The file is missing.") from None
         if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-            raise _damaged(path, None, "The SHA-256 is not that of the manifest.")
-        return np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
+            raise damaged(path, None, "The SHA-256 is not that of the manifest.")
+        offsets = np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
+        if len(offsets) != entry.blocks + 1 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] > entry.bytes:
+            raise damaged(path, None, f"It tells of other blocks than the {entry.blocks} of the manifest.")
+        return offsets
 
 
-def verify_dataset(folder: Path) -> Manifest:
+def verify_dataset(location: str | Path) -> Manifest:
     """Read every byte of a data set; a DataError names the first shard and block that is wrong."""
-    manifest = Manifest.load(folder)
-    reader = ShardReader(folder, manifest)
+    manifest = Manifest.load(location)
+    reader = ShardReader(location, manifest)
     for shard, entry in enumerate(manifest.shards):
         for _ in reader.blocks(shard, 0, entry.blocks):
             pass
     return manifest
-
-
-class _Window:
-    """The next bytes of a file, as a file of its own: the tar reader must not run into the next block."""
-
-    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
-        self._file = file
-        self._left = num_bytes
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, self._left))
-        self._left -= len(data)
-        return data
-
-
-def _damaged(path: Path, block: int | None, why: str) -> DataError:
-    return DataError(
-        "a shard is missing or damaged",
-        where=str(path) if block is None else f"{path}, block {block}",
-        why=why,
-        do="Copy the data set again, or prepare it again; `dist-lm data verify` checks all shards.",
-    )

@@ -1,34 +1,29 @@
-"""The stream of training rows: this rank's part of every global batch, from any position on, for ever.
+"""This rank's rows of every global batch, read ahead.
 
-Enters: a data set folder, what decides its order, and which part of each global batch is ours.
+Enters: a TrainingSet, the position to go on from, and which part of each global batch is ours.
 Leaves: StepRows, read ahead by one thread.  Promises: the global batch at a position is the same
 whatever the number of ranks, and whatever was read before; the only state is the position of the
 next batch.  Every rank yields the same number of rows a step.  An error of the reader thread
-reaches whoever asks for the next step; `close` leaves no thread.  Memory: the eras (see eras.py)
-and READ_AHEAD + 2 batches.
+reaches whoever asks for the next step; `close` leaves no thread.  Memory: the eras of each source (see
+eras.py) and READ_AHEAD + 2 batches.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from dist_lm.data.eras import Eras
 from dist_lm.data.heldout import HeldoutRows
-from dist_lm.data.manifest import Manifest
-from dist_lm.data.order import Order
 from dist_lm.data.rows import Rows, StepRows
 from dist_lm.data.shards import ShardReader
-from dist_lm.data.views import view_of
+from dist_lm.data.training_set import TrainingSet
 from dist_lm.errors import ConfigError, DataError
 
 __all__ = ["HeldoutRows", "Rows", "StepRows", "Stream"]
@@ -46,51 +41,39 @@ class Stream:
 
     def __init__(
         self,
-        folder: Path,
+        data: TrainingSet,
         *,
-        seed: int,
-        lanes: int,
-        era: int,
         global_rows: int,
         rank: int,
         world_size: int,
         position: int = 0,
-        seq_len: int | None = None,
         partner_columns: Sequence[str] = (),
         verify: bool = True,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
-        manifest = Manifest.load(folder)
-        self.view = view_of(manifest, seq_len, where=str(folder))
-        if self.view.num_rows < global_rows:
-            raise DataError(
-                f"the data set is smaller than one global batch of {global_rows} rows",
-                where=str(folder),
-                why=f"It has {self.view.num_rows} rows.",
-                do="Prepare more data, or lower batch.global.",
-            )
-        self._order = Order(self.view.shard_rows, seed=seed, lanes=lanes, era=era)
+        data.refuse_larger_batch(global_rows)
+        self._data = data
         self._global_rows = global_rows
         self._rank = rank
         self._world_size = world_size
         # The slots of a rank step by world_size, the batches by global_rows.
-        step = math.gcd(lanes, global_rows, world_size)
-        own_lanes = range((position + rank) % step, lanes, step)
-        reader = ShardReader(folder, manifest, verify=verify)
-        self._eras = Eras(self._order, self.view, reader, own_lanes, partner_columns)
+        step = math.gcd(data.lanes, global_rows, world_size)
+        own_lanes = range((position + rank) % step, data.lanes, step)
+        self._eras = [
+            Eras(
+                source.order,
+                source.view,
+                ShardReader(source.location, source.view.manifest, verify=verify),
+                own_lanes,
+                partner_columns,
+                first_sample_id=source.first_sample_id,
+            )
+            for source in data.sources
+        ]
         self._handover = _Handover(READ_AHEAD)
         self._position = position
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash over everything that decides which row stands at a position; the same on every rank.
-
-        A saved position means something only to a stream with the fingerprint that it was saved with.
-        """
-        facts = {"data": self.view.fingerprint, **self._order.fingerprint_parts}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
 
     def __iter__(self) -> Iterator[StepRows]:
         return self
@@ -134,7 +117,14 @@ class Stream:
 
     def _step_rows(self, position: int) -> StepRows:
         slots = np.arange(self._rank, self._global_rows, self._world_size)
-        rows = self._eras.rows_at(position + slots)
+        rows = self._eras[0].empty_rows(len(slots))
+        if len(self._eras) == 1:
+            self._eras[0].read_into(rows, np.arange(len(slots)), position + slots)
+        else:
+            placed = self._data.mixture.place(position + slots)
+            for source in np.unique(placed.source):
+                at = np.flatnonzero(placed.source == source)
+                self._eras[source].read_into(rows, at, placed.position[at])
         rows = rows.padded(-(-self._global_rows // self._world_size))
         return StepRows(position, position + self._global_rows, rows)
 

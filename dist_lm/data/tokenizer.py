@@ -23,6 +23,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from dist_lm.data.location import redact
 from dist_lm.data.vocabulary import CONFIG_FILE, RECIPES, TOKENIZER_FILE, save_folder
 from dist_lm.disk import disk_errors
 from dist_lm.errors import ConfigError, DataError
@@ -152,13 +153,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     )
 
 
-def compare_tokenizer(manifest: Manifest, tokenizer: Tokenizer, *, folder: Path | None = None) -> None:
+def compare_tokenizer(manifest: Manifest, tokenizer: Tokenizer, *, folder: str | Path | None = None) -> None:
     """DataError unless the data set was prepared with this tokenizer.  `folder` names it in the message."""
     if manifest.tokenizer_sha256 == tokenizer.sha256:
         return
     raise DataError(
         "the data set was prepared with another tokenizer",
-        where=str(folder) if folder is not None else "",
+        where=redact(folder) if folder is not None else "",
         why=f"{tokenizer.path}: {tokenizer.sha256[:16]}, {tokenizer.vocab_size} tokens; "
         f"data set: {manifest.tokenizer_sha256[:16]}, {manifest.vocab_size} tokens.",
         do="Give the tokenizer it was prepared with, or prepare the data again with this one.",

@@ -254,11 +254,9 @@ def test_a_damaged_tar_header_is_an_error_that_names_shard_and_block(
         members = tar.getmembers()
     flip_bit(victim.tar(1), members[member].offset + field)
     message = error_of(victim, verify=verify)
-    block, place = divmod(member % len(members), len(victim.manifest.columns))
+    block = member % len(members) // len(victim.manifest.columns)
     assert f"s-000001.tar, block {block})" in message
-    if not verify and member:
-        # The tar reader has ended without an error: at a block's first member, or in its middle.
-        assert ("Found the columns ['document'" if place else f"ends before block {block}") in message
+    assert verify or "The tar header at byte" in message
 
 
 def test_blocks_of_another_size_than_the_columns_say_are_refused(victim: TextDataset) -> None:
@@ -361,8 +359,8 @@ def test_a_folder_in_the_place_of_a_shard_is_named(victim: TextDataset) -> None:
 def test_a_read_error_of_the_machine_is_not_blamed_on_the_data(dataset: TextDataset) -> None:
     """/proc/self/mem can be opened, but its first bytes cannot be read: an I/O error of the real kind."""
 
-    def opener(path: Path) -> object:
-        return open("/proc/self/mem" if path.suffix == ".idx" else path, "rb")
+    def opener(location: str, *, size: int | None) -> object:
+        return open("/proc/self/mem" if location.endswith(".idx") else location, "rb")
 
     reader = ShardReader(dataset.folder, dataset.manifest, opener=opener)  # type: ignore[arg-type]
     with pytest.raises(EnvironmentFault, match="cannot read a shard"):

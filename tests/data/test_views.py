@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_datasets import TextDataset, write_pairs, write_tokens
 
+from dist_lm.config import SourceSpec
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.shards import ShardReader
 from dist_lm.data.stream import Stream
+from dist_lm.data.training_set import TrainingSet
 from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError, DataError
 
@@ -63,7 +65,8 @@ def test_any_range_of_rows_is_the_text_cut_at_multiples_of_the_length(
 @pytest.mark.parametrize("seq_len", LENGTHS)
 def test_an_epoch_of_any_length_of_rows_holds_each_row_once(dataset: TextDataset, seq_len: int) -> None:
     expected = expected_rows(dataset, seq_len)
-    with Stream(dataset.folder, seed=1, lanes=2, era=4, global_rows=2, rank=0, world_size=1, seq_len=seq_len) as stream:
+    data = TrainingSet([SourceSpec(path=str(dataset.folder))], seed=1, lanes=2, era=4, seq_len=seq_len)
+    with Stream(data, global_rows=2, rank=0, world_size=1) as stream:
         steps = [next(stream).rows for _ in range(len(expected) // 2)]
     ids = np.concatenate([rows.sample_id for rows in steps]).astype(np.int64)
     assert len(set(ids.tolist())) == len(ids)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from dist_lm.data.manifest import Column
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.errors import ConfigError
+
+_NO_TEXT = frozenset({"id", "label", "tags", "answers"})
 
 Fields = Mapping[str, Any]
 """Fields of one record, as the source has them: text, numbers, lists."""
@@ -104,6 +106,11 @@ class Kind(ABC):
         """What makes two records the same: decides duplicates, the held-out split and the shuffle."""
         return json.dumps(cleaned, sort_keys=True, ensure_ascii=False)
 
+    def text(self, cleaned: Fields) -> str:
+        """What the filters of preparation look at: all that is written in the record."""
+        named = [value for name, value in cleaned.items() if name not in _NO_TEXT]
+        return "\n".join(value if isinstance(value, str) else " ".join(_strings(value)) for value in named)
+
     @abstractmethod
     def columns(self, rules: PackingRules) -> tuple[Column, ...]:
         """The columns of a row."""
@@ -115,3 +122,15 @@ class Kind(ABC):
     def facts(self, tokenizer: Tokenizer, rules: PackingRules) -> dict[str, Any]:
         """What a task must know of the rows beyond their columns; goes into the manifest (`facts`)."""
         return {}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts inside lists and objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)

@@ -39,7 +39,7 @@ class Tokens(Kind):
     def pack(self, records: Sequence[Fields], tokenizer: Tokenizer, rules: PackingRules) -> PackedRows:
         encoded = tokenizer.encode_batch([record["text"] for record in records])
         lost = np.zeros((len(records), 4), dtype=np.int64)
-        separator = separator_id(tokenizer)
+        separator = tokenizer.separator_id
         documents: list[list[int]] = []
         for document, ids in enumerate(encoded):
             if len(ids) < rules.min_tokens:
@@ -53,9 +53,4 @@ class Tokens(Kind):
         return PackedRows(document_of, np.arange(len(tokens)) - starts[document_of], {"tokens": tokens}, lost)
 
     def facts(self, tokenizer: Tokenizer, rules: PackingRules) -> dict[str, Any]:
-        return {"separator_id": separator_id(tokenizer)}
-
-
-def separator_id(tokenizer: Tokenizer) -> int:
-    """The token that ends each document."""
-    return tokenizer.sep_id
+        return {"separator_id": tokenizer.separator_id}

@@ -69,10 +69,10 @@ def test_rows_of_one_document_share_a_document_number_and_others_do_not(tokenize
 
 def test_tokens_are_the_documents_each_with_a_separator_behind(tokenizer: Tokenizer) -> None:
     packed = pack("tokens", [{"text": text} for text in TEXTS], tokenizer)
-    expected = [[*ids, tokenizer.sep_id] for ids in tokenizer.encode_batch(TEXTS)]
+    expected = [[*ids, tokenizer.separator_id] for ids in tokenizer.encode_batch(TEXTS)]
     assert packed.columns["tokens"].tolist() == [token for ids in expected for token in ids]
     assert np.bincount(packed.document).tolist() == [len(ids) for ids in expected]
-    assert kind_named("tokens").facts(tokenizer, rules()) == {"separator_id": tokenizer.sep_id}
+    assert kind_named("tokens").facts(tokenizer, rules()) == {"separator_id": tokenizer.separator_id}
 
 
 def test_a_document_that_is_too_short_leaves_no_token_and_no_separator(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,239 @@
+"""The verbs about data: `dist-lm data ...` and `dist-lm tokenizer ...`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dist_lm.errors import ConfigError
+
+data_app = typer.Typer(help="Collect, prepare, look at and verify data sets.", no_args_is_help=True)
+corpus_app = typer.Typer(help="Corpora that every machine has.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+data_app.add_typer(corpus_app, name="corpus")
+
+_PROGRESS_S = 3.0
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders, patterns or URLs: txt, jsonl, csv, tsv, parquet, json, conll, webdataset tars, folders "
+        "of `datasets`; also with .gz or .zst behind."
+    ),
+]
+TokenizerOption = Annotated[Path, typer.Option("--tokenizer", help="Tokenizer folder.")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="Format of all files, whatever their suffix.")]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option("--field", metavar="OURS=THEIRS", help="Where the source has a field, such as text=article.body."),
+]
+DocumentsOption = Annotated[
+    str, typer.Option("--documents", help="What a document of a .txt is: file, paragraph or line.")
+]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", metavar="TOKEN,TAG", help="Columns of a CoNLL file, from 0; -1 is the last.")
+]
+
+
+@corpus_app.command("docs")
+def corpus_docs(
+    out: Annotated[Path, typer.Option(help="File to write, such as corpus.jsonl.")],
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    limit_mb: Annotated[float, typer.Option(help="Stop after this much text; 0: take all.")] = 0.0,
+) -> None:
+    """Docstrings of the standard library and the installed packages, labelled by package.
+
+    dist-lm data corpus docs --out corpus.jsonl
+    """
+    from dist_lm.data.corpus_docs import write_docs_corpus
+
+    report = write_docs_corpus(out, workers=workers, limit_mb=limit_mb or None, progress=counter())
+    print("\n".join([f"{out}:", *report.lines()]))
+
+
+@corpus_app.command("packages")
+def corpus_packages(
+    corpus: Annotated[Path, typer.Argument(help="File of `data corpus docs`.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    packages: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    per_package: Annotated[int, typer.Option(help="Texts of each class.")] = 400,
+) -> None:
+    """A classification task: which package is a docstring about?
+
+    dist-lm data corpus packages corpus.jsonl --out packages.jsonl
+    """
+    from dist_lm.data.package_task import write_package_task
+
+    counts = write_package_task(corpus, out, packages=packages, per_package=per_package)
+    print(f"{out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens.")] = 30522,
+    kind: Annotated[
+        str, typer.Option(help="wordpiece (BERT), bpe (GPT, byte-level), t5 (the same with sentinels).")
+    ] = "wordpiece",
+    max_mb: Annotated[float, typer.Option(help="Train on a sample of this size; 0: on all.")] = 0.0,
+    max_bad: Annotated[int, typer.Option(help="Bad records allowed.")] = 0,
+    file_format: FormatOption = None,
+    field: FieldOption = None,
+    documents: DocumentsOption = "file",
+) -> None:
+    """Learn a vocabulary from text.
+
+    dist-lm tokenizer train corpus.jsonl --vocab-size 8000 --out tokenizer
+
+    dist-lm tokenizer train corpus.jsonl --kind bpe --vocab-size 8000 --out gpt-tokenizer
+
+    dist-lm tokenizer train 'dump/*.parquet' --field text=article --max-mb 500 --out tokenizer
+    """
+    from dist_lm.data.sources.inputs import read_texts
+    from dist_lm.data.tokenizer import train_tokenizer
+
+    texts = read_texts(inputs, _read_settings(file_format, field, documents, None), max_bad=max_bad)
+    trained = train_tokenizer(texts, kind=kind, vocab_size=vocab_size, out=out, max_bytes=int(max_mb * 1e6) or None)
+    print(f"{out}: {trained.vocab_size} tokens, sha256 {trained.sha256[:12]}")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="Folder to write: OUT/train and OUT/heldout.")],
+    tokenizer: TokenizerOption,
+    kind: Annotated[str, typer.Option(help="pairs (for mlm), tokens, classification, ...")] = "pairs",
+    seq_len: Annotated[int, typer.Option(help="Tokens a row, special tokens included.")] = 128,
+    heldout: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.02,
+    file_format: FormatOption = None,
+    field: FieldOption = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the kind: labels=many.")
+    ] = None,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", metavar="NAME=VALUE", help="Drop texts: min_characters=200.")
+    ] = None,
+    documents: DocumentsOption = "file",
+    columns: ColumnsOption = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Drop shorter rows; the kind has a default.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Bad records allowed.")] = 0,
+    shard_rows: Annotated[int | None, typer.Option(help="Most rows of a shard; the kind has a default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
+    ray: Annotated[bool, typer.Option("--ray", help="Tasks on the Ray cluster; all nodes must see OUT.")] = False,
+    bucket_mb: Annotated[int, typer.Option(help="Text that one task of the second phase holds.")] = 64,
+    seed: Annotated[int, typer.Option(help="Decides the shuffle and the split.")] = 0,
+) -> None:
+    """Clean, filter, drop duplicates, split, tokenise, shuffle, write shards.  Killed and run again,
+    it goes on; run again after that, it does nothing.
+
+    dist-lm data prepare corpus.jsonl --tokenizer tokenizer --out data --seq-len 128
+
+    dist-lm data prepare reviews.csv --kind classification --field text=review --field label=stars ...
+
+    dist-lm data prepare 's3://bucket/dump/*.parquet' --kind tokens --filter min_characters=200 --ray ...
+    """
+    from dist_lm.data.prepare import PrepareOptions, prepare
+
+    options = PrepareOptions(
+        inputs=inputs,
+        out=out,
+        tokenizer=tokenizer,
+        kind=kind,
+        seq_len=seq_len,
+        heldout_fraction=heldout,
+        settings=_read_settings(file_format, field, documents, columns),
+        kind_options={name: _json_value(value) for name, value in _pairs(option, "--option").items()},
+        filters={name: _number(value, name) for name, value in _pairs(filters, "--filter").items()},
+        min_tokens=min_tokens,
+        max_bad=max_bad,
+        shard_rows=shard_rows,
+        workers=workers or None,
+        ray=ray,
+        bucket_bytes=bucket_mb << 20,
+        seed=seed,
+    )
+    print(prepare(options, progress=counter()))
+
+
+@data_app.command("inspect")
+def data_inspect(
+    folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+    tokenizer: TokenizerOption,
+    show: Annotated[int, typer.Option(help="Rows to decode.")] = 3,
+) -> None:
+    """Decoded rows, lengths, counts.
+
+    dist-lm data inspect data/train --tokenizer tokenizer
+    """
+    from dist_lm.data.inspect import inspect_dataset
+
+    print(inspect_dataset(folder, tokenizer, show=show))
+
+
+@data_app.command("verify")
+def data_verify(
+    folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+) -> None:
+    """Compare every shard with the manifest: counts, index, hashes.
+
+    dist-lm data verify data/train
+    """
+    from dist_lm.data.location import redact
+    from dist_lm.data.shards import verify_dataset
+
+    manifest = verify_dataset(folder)
+    print(f"ok: {redact(folder)}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
+
+
+def counter() -> Callable[[str, int, int | None], None]:
+    """Progress of long stages: a line every few seconds, so that logs stay readable."""
+    told_at = time.monotonic()
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > _PROGRESS_S:
+            told_at = time.monotonic()
+            print(f"{stage}: {done}" + (f" of {total}" if total else ""), flush=True)
+
+    return tell
+
+
+def _read_settings(file_format: str | None, field: list[str] | None, documents: str, columns: str | None) -> Any:
+    from dist_lm.data.sources.format import ReadSettings
+
+    settings: dict[str, Any] = {"format": file_format, "fields": _pairs(field, "--field"), "text_documents": documents}
+    if columns is not None:
+        try:
+            settings["tokens_column"], settings["tags_column"] = map(int, columns.split(","))
+        except ValueError:
+            raise ConfigError(f"`{columns}` are no two columns", where="--columns", do="Write 0,-1.") from None
+    return ReadSettings(**settings)
+
+
+def _pairs(given: list[str] | None, flag: str) -> dict[str, str]:
+    pairs = {}
+    for word in given or []:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"`{word}` is no pair", where=flag, do=f"Write {flag} name=value.")
+        pairs[name] = value
+    return pairs
+
+
+def _number(value: str, name: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{name}: `{value}` is no number", where="--filter", do="Write a number.") from None
+
+
+def _json_value(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,80 @@
+"""Who runs the tasks: processes of this machine, or Ray.
+
+Enters: an importable function and its items.  Leaves: the results in the order of the items.
+Promises: the results do not depend on who runs them; an error of a task is raised here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeVar
+
+from dist_lm.data.process_pool import ordered_map
+from dist_lm.errors import DistLMError, EnvironmentFault
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD_PER_CORE = 3
+
+
+def run_tasks(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ray: bool, doing: str
+) -> Generator[Result, None, None]:
+    """Results in order.  With `ray`, tasks of the cluster that this process reaches; `workers` is not looked at."""
+    if ray:
+        return _on_ray(function, items, doing)
+    return ordered_map(function, items, workers=workers, doing=doing)
+
+
+def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], doing: str) -> Generator[Result, None, None]:
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
+        except ConnectionError as error:
+            raise EnvironmentFault(
+                "there is no Ray cluster to reach",
+                why=str(error).splitlines()[0],
+                do="Start one (ray start --head), set RAY_ADDRESS, or leave out --ray.",
+            ) from error
+    task = ray.remote(num_cpus=1)(_one_thread_wide)
+    ahead = max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD_PER_CORE
+    waiting: deque[ray.ObjectRef] = deque()
+    try:
+        for item in items:
+            waiting.append(task.remote(function, item))
+            if len(waiting) > ahead:
+                yield _result(waiting.popleft(), doing)
+        while waiting:
+            yield _result(waiting.popleft(), doing)
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+
+
+def _one_thread_wide(function: Callable[[Item], Result], item: Item) -> Result:
+    # One task a core: threads inside the Rust tokenizer would only fight over the cores.
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return function(item)
+
+
+def _result(reference: object, doing: str) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DistLMError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise EnvironmentFault(
+            f"a Ray task was lost while {doing}",
+            why=str(error).splitlines()[0],
+            do="Run the same command again: what is done is not done again.",
+        ) from error

@@ -1,0 +1,26 @@
+"""All formats, by name and by suffix."""
+
+from __future__ import annotations
+
+from dist_lm.data.sources.columnar import Arrow, Parquet
+from dist_lm.data.sources.conll import Conll
+from dist_lm.data.sources.delimited import Csv, Tsv
+from dist_lm.data.sources.format import Format
+from dist_lm.data.sources.json_file import JsonFile
+from dist_lm.data.sources.json_lines import JsonLines
+from dist_lm.data.sources.tar_samples import TarSamples
+from dist_lm.data.sources.text import Text
+from dist_lm.errors import ConfigError
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (Text(), JsonLines(), Csv(), Tsv(), Parquet(), Arrow(), Conll(), JsonFile(), TarSamples())
+}
+BY_SUFFIX = {suffix: format for format in FORMATS.values() for suffix in format.suffixes}
+
+
+def format_named(name: str) -> Format:
+    """Raises ConfigError where there is none of that name."""
+    if name not in FORMATS:
+        raise ConfigError(f"format `{name}` is unknown", where="--format", do=f"Write one of {', '.join(FORMATS)}.")
+    return FORMATS[name]
