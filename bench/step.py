@@ -93,10 +93,11 @@ def bare(task: Any, batches: list[Any]) -> Step:
     """The loop that a person would write."""
     import torch
 
-    from dist_lm.model import decay_groups
+    from dist_lm.config import OptimSection
+    from dist_lm.parameters import groups
 
     model = new_model(task).train()
-    optimizer = torch.optim.AdamW(decay_groups(model, DECAY), lr=LR, fused=True)
+    optimizer = torch.optim.AdamW(groups(model, OptimSection(lr=LR, weight_decay=DECAY)), lr=LR, fused=True)
     dense = [dense_inputs(batch) for batch in batches]
 
     def step(number: int) -> None:
@@ -112,10 +113,11 @@ def bare_masked(task: Any, batches: list[Any]) -> Step:
     """The bare loop with the head at masked positions only: the same work as dist_lm's."""
     import torch
 
-    from dist_lm.model import decay_groups
+    from dist_lm.config import OptimSection
+    from dist_lm.parameters import groups
 
     model = new_model(task).train()
-    optimizer = torch.optim.AdamW(decay_groups(model, DECAY), lr=LR, fused=True)
+    optimizer = torch.optim.AdamW(groups(model, OptimSection(lr=LR, weight_decay=DECAY)), lr=LR, fused=True)
 
     def step(number: int) -> None:
         batch = batches[number % len(batches)]

@@ -21,12 +21,16 @@ from transformers import PreTrainedModel
 from dist_lm.config import OptimSection
 from dist_lm.data.order import keyed_hash
 from dist_lm.errors import EnvironmentFault
-from dist_lm.model import decay_groups
+from dist_lm.parameters import groups
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 
 Sums = dict[str, Tensor]
 _DROPOUT = 201
+
+
+def _no_fault(_point: str) -> str:
+    return ""
 
 
 @dataclass
@@ -37,6 +41,8 @@ class StepResult:
     """This rank's `<objective>_loss` and `<objective>_correct` sums."""
     grad_norm: float | Tensor
     """Global gradient norm before clipping."""
+    applied: bool = True
+    """False where the gradient was not finite, so that no rank changed its weights."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Host time of `forward`, `backward` and `optimizer`."""
 
@@ -65,7 +71,7 @@ class Engine:
         self._clock = clock
         module = TaskModule(model, task)
         module.to(ranks.device)
-        groups = decay_groups(module, optim.weight_decay)
+        parameter_groups = groups(module, optim)
         # Offloaded optimizer states need DeepSpeed's own CPU Adam; elsewhere torch's fused one is
         # as fast and needs no compiler.
         offload = deepspeed_settings.get("zero_optimization", {}).get("offload_optimizer", {})
@@ -80,7 +86,7 @@ class Engine:
         settings = dict(deepspeed_settings)
         if self._own_clip is not None:
             settings["gradient_clipping"] = 0.0
-        optimizer = optimizer_class(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **options)
+        optimizer = optimizer_class(parameter_groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **options)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
@@ -127,15 +133,17 @@ class Engine:
         global_targets: Mapping[str, float],
         learning_rate: float,
         position: int,
+        fault: Callable[[str], str] = _no_fault,
     ) -> StepResult:
         """One optimizer update.
 
         `global_targets`: targets of each objective over all ranks and micro-batches.
         `position`: first row of the global batch; with the rank it seeds dropout, so that a resumed
         run draws the same masks and no generator has to be saved.
+        `fault`: faults.py's places inside a step, for tests.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         # DeepSpeed averages gradients over ranks; the loss is multiplied by their number first.
         weights = {name: self.ranks.world_size / max(count, 1.0) for name, count in global_targets.items()}
         seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
@@ -147,7 +155,10 @@ class Engine:
                 seed = keyed_hash(self.seed, _DROPOUT, position, index, self.ranks.rank)
                 torch.manual_seed(int(seed) >> 1)
                 sums = self._engine(**micro_batch.to(self.ranks.device).inputs)
+                fault("in_forward")
                 loss = sum(sums[f"{name}_loss"] * weight for name, weight in weights.items())
+                if fault("in_loss") == "nan":
+                    loss = loss * float("nan")
                 forwarded = self._clock()
                 seconds["forward"] += forwarded - began
                 self._engine.backward(loss, scale_wrt_gas=False)
@@ -155,10 +166,18 @@ class Engine:
                 seconds["backward"] += began - forwarded
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-        grad_norm = self._clip() if self._own_clip is not None else None
+        fault("before_optimizer")
+        grad_norm, finite = None, True
+        if self._own_clip is not None:
+            grad_norm = self._clip()
+            finite = bool(torch.isfinite(grad_norm))
+            if not finite:
+                # Without gradients the optimizer does nothing; DeepSpeed's own wrappers skip by themselves.
+                self.module.zero_grad(set_to_none=True)
         self._engine.step()
         seconds["optimizer"] = self._clock() - began
-        return StepResult(totals, self._grad_norm() if grad_norm is None else grad_norm, seconds)
+        applied = finite and bool(self._engine.was_step_applied())
+        return StepResult(totals, self._grad_norm() if grad_norm is None else grad_norm, applied, seconds)
 
     @torch.no_grad()
     def evaluate(self, micro_batch: MicroBatch) -> Sums:

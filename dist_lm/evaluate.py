@@ -7,17 +7,37 @@ gathered, only sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import Task
 
+_LOOK_EVERY = 8
+"""Micro-batches between two looks for a stop request."""
+
+
+def _never() -> bool:
+    return False
+
 
 def evaluate(
-    engine: Engine, task: Task, location: str, ranks: Ranks, *, micro_rows: int, seed: int
+    engine: Engine,
+    task: Task,
+    location: str,
+    ranks: Ranks,
+    *,
+    micro_rows: int,
+    seed: int,
+    stop_now: Callable[[], bool] = _never,
 ) -> dict[str, float]:
-    """Averages over the data set in `location`; a collective call of all ranks."""
+    """Averages over the data set in `location`; a collective call of all ranks.
+
+    `stop_now`: asked now and then, at the same micro-batch on every rank; once it says yes, the
+    result is empty.
+    """
     names = [f"{name}_{part}" for name in task.objectives for part in ("loss", "correct")]
     sums = dict.fromkeys(names, 0.0)
     targets = dict.fromkeys(task.objectives, 0.0)
@@ -30,7 +50,9 @@ def evaluate(
         partner_columns=task.partner_columns,
         seed=seed,
     )
-    for micro_rows_of_rank in rows:
+    for number, micro_rows_of_rank in enumerate(rows):
+        if number % _LOOK_EVERY == 0 and stop_now():
+            return {}
         micro_batch = task.collate(micro_rows_of_rank)
         for name, value in engine.evaluate(micro_batch).items():
             sums[name] += float(value)

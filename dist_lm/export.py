@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from dist_lm import disk
-from dist_lm.checkpoint import commit
 from dist_lm.checkpoint.commit import Checkpoint, Reader
+from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
@@ -77,17 +77,16 @@ def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32"
 
 
 def _choose(run_dir: RunDir, step: int | None) -> Checkpoint:
-    folders = commit.published(run_dir.checkpoints)
-    if step is not None:
-        folders = [folder for folder in folders if folder.name == f"step-{step:08d}"]
-    if not folders:
-        saved = ", ".join(folder.name for folder in commit.published(run_dir.checkpoints)) or "none"
+    store = open_store(run_dir.checkpoint_location())
+    names = [name for name in store.names() if step is None or name == step_name(step)]
+    if not names:
+        saved = ", ".join(store.names()) or "none"
         raise ConfigError(
             f"{run_dir.path} has no checkpoint" + (f" of step {step}" if step is not None else ""),
             why=f"Checkpoints: {saved}.",
             do="Name one of these steps, or train until the first one is saved.",
         )
-    checkpoint = Checkpoint.load(folders[0])
+    checkpoint = Checkpoint.read(store, names[0])
     damage = checkpoint.damage(sorted(checkpoint.files))
     if damage:
         raise DataError(f"{checkpoint.folder} is damaged: {damage}", do="Name an earlier step with RUN@STEP.")

@@ -54,14 +54,14 @@ def test_an_unknown_key_suggests_the_one_that_was_meant(folder: Path, override: 
 def test_an_unknown_key_in_the_file_has_its_line_and_the_valid_names(folder: Path) -> None:
     message = refusal(write("c.yaml", BASE.replace("  lr: 1e-4", "  learning_rate: 1e-4\n  lr: 1e-4")))
     assert "unknown key `optim.learning_rate`   (c.yaml:11)" in message
-    assert "valid: name lr weight_decay betas eps clip schedule" in message
+    assert "valid: name lr layer_decay weight_decay betas eps clip schedule" in message
 
 
 @pytest.mark.parametrize("key", ["optim.xyzzy", "optim.momentum", "optim.amsgrad"])
 def test_a_key_like_no_other_lists_the_valid_ones_only(folder: Path, key: str) -> None:
     message = refusal("base.yaml", f"{key}=1")
     assert "did you mean" not in message
-    assert "valid: name lr weight_decay" in message
+    assert "valid: name lr layer_decay weight_decay" in message
 
 
 def test_every_alias_leads_to_a_key_that_exists() -> None:
@@ -79,7 +79,7 @@ def test_an_unknown_task_lists_those_that_exist(folder: Path) -> None:
     assert "there is no task `mllm`" in message
     assert "override `task.name=mllm`" in message
     assert "did you mean `mlm`?" in message
-    assert "one of: mlm classification" in message
+    assert "one of: mlm causal_lm span_corruption classification" in message
 
 
 @pytest.mark.parametrize("task", ["{}", "{name: null}", "{mask_unit: word}", ""])
@@ -87,7 +87,7 @@ def test_a_task_without_a_name_lists_those_that_exist(folder: Path, task: str) -
     text = BASE.replace("task:\n  name: mlm\n  mask_probability: 0.2\n", f"task: {task}\n")
     message = refusal(write("c.yaml", text))
     assert "`task.name` is missing   (c.yaml:2)" in message
-    assert "one of: mlm classification" in message
+    assert "one of: mlm causal_lm span_corruption classification" in message
 
 
 def test_a_key_of_another_task_is_unknown(folder: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_lm.config import WorkerRange
 from dist_lm.config_files import identity, load_config, schema, show
+from dist_lm.config_ray import WorkerRange
 from dist_lm.errors import ConfigError
 from tests.recipe_text import RECIPE
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dist_lm.config import RaySection
+from dist_lm.config_ray import RaySection
 from dist_lm.disk import disk_errors
 from dist_lm.errors import EnvironmentFault
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from dist_lm.cluster import ray_cluster
 from dist_lm.cluster.ray_cluster import Scale
-from dist_lm.config import RaySection
 from dist_lm.config_files import LoadedConfig
+from dist_lm.config_ray import RaySection
 from dist_lm.deepspeed_config import load_run
 from dist_lm.disk import disk_errors, write_json
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, DistLMError

@@ -209,6 +209,9 @@ def file_system(location: str, retries: Retries) -> tuple[Any, str]:
     why, do = "", "Install what fsspec needs for it."
     try:
         fs, path = url_to_fs(fsspec_url(location), **options)
+        if scheme == "s3":
+            # s3fs would try five times for each of our tries.
+            fs.retries = 1
         return fs, str(path)
     except ImportError as error:
         why = scrub(str(error), location)

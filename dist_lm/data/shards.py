@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -294,10 +295,15 @@ class ShardReader:
 
 
 def verify_dataset(location: str | Path) -> Manifest:
-    """Read every byte of a data set; a DataError names the first shard and block that is wrong."""
+    """Read every byte of a data set; a DataError names the first shard and block that is wrong.
+
+    Remote shards are copied to the temporary folder, one after the other, to compare their SHA-256.
+    """
     manifest = Manifest.load(location)
-    reader = ShardReader(location, manifest)
-    for shard, entry in enumerate(manifest.shards):
-        for _ in reader.blocks(shard, 0, entry.blocks):
-            pass
+    with tempfile.TemporaryDirectory(prefix="dist_lm-verify-") as folder:
+        cache = ShardCache(Path(folder), max((entry.bytes for entry in manifest.shards), default=0))
+        reader = ShardReader(location, manifest, cache=cache)
+        for shard, entry in enumerate(manifest.shards):
+            for _ in reader.blocks(shard, 0, entry.blocks):
+                pass
     return manifest

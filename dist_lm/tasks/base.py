@@ -53,6 +53,8 @@ class Task(ABC):
 
     data_kind: ClassVar[str]
     """Kind of prepared data set that this task reads (manifest.json, `kind`)."""
+    other_kinds: ClassVar[tuple[str, ...]] = ()
+    """Further kinds that it can read."""
     objectives: tuple[str, ...]
     """Names of the losses that are added up, each averaged over its own targets."""
     partner_columns: tuple[str, ...] = ()
@@ -60,7 +62,7 @@ class Task(ABC):
 
     def __init__(self, tokenizer: Tokenizer, view: View, seed: int) -> None:
         manifest = view.manifest
-        if manifest.kind != self.data_kind:
+        if manifest.kind not in (self.data_kind, *self.other_kinds):
             raise DataError(
                 f"this task reads data of kind `{self.data_kind}`, the data set is of kind `{manifest.kind}`",
                 where="data.train",
@@ -73,6 +75,12 @@ class Task(ABC):
     @abstractmethod
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         """The model with this task's head, fp32, on the CPU."""
+
+    def prepare_for(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Learn what a model that was built elsewhere allows; `build_model` has done it for its own.
+
+        The model is fp32, whole and on the CPU.  Without it losses are right, but may cost more.
+        """
 
     @abstractmethod
     def collate(self, rows: Rows) -> MicroBatch:

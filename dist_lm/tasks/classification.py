@@ -49,6 +49,7 @@ class Classification(Task):
             section,
             self.tokenizer,
             AutoModelForSequenceClassification,
+            family="bert",
             positions=self.view.seq_len,
             seed=self.seed,
             **head_fields(self.labels),

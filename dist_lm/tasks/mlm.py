@@ -1,21 +1,24 @@
-"""Masked language modelling, with next-sentence prediction where it is asked for.
+"""Masked language modelling, with next-sentence or sentence-order prediction where it is asked for.
 
-Enters: rows of kind `pairs` (two segments of one document).  Leaves: sums of the MLM and NSP
-losses.  Promises: masks, replacements and false pairs are pure functions of (seed, epoch, sample,
+Enters: rows of kind `pairs` (two segments of one document) or `tokens` (a window of documents).
+Leaves: sums of the MLM loss and of that over pairs.
+Promises: masks, replacements, false and turned pairs are pure functions of (seed, epoch, sample,
 token position), so they are new in each epoch and equal for any number of ranks; the MLM head runs
-at masked positions only.
+at masked positions only, where the model's head is known.
 
-Source: Devlin et al. 2019 (BERT), sections 3.1 and A.1.
+Sources: Devlin et al. 2019 (BERT), sections 3.1 and A.1; Liu et al. 2019 (RoBERTa: windows without
+pairs); Lan et al. 2020 (ALBERT: sentence order).
 Shapes: B rows, T tokens per row, M masked tokens of the micro-batch, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
@@ -27,118 +30,172 @@ from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import ConfigError
 from dist_lm.tasks.base import MicroBatch, Task, attention_inputs, cross_entropy_sums, join_segments
+from dist_lm.tasks.heads import ENCODER_HEADS, Head, find_head, takes
+from dist_lm.tasks.masking import mask_rows
 
 # Domains keep the hashes of different decisions apart.
-_SELECT, _REPLACE, _PAIR = 101, 102, 103
-_IS_NEXT, _IS_RANDOM = 0, 1
-"""Hugging Face's meaning of the two NSP classes."""
+_SELECT, _PAIR = 101, 103
+_PAIR_HEADS = ("cls.seq_relationship", "sop_classifier")
+"""Modules that judge a pair by the pooled output: BERT's and ALBERT's."""
+_WINDOW_SPECIALS = 2
+"""[CLS] and [SEP] around a window of kind `tokens`."""
+_SEGMENTS = 2
+
+
+class _Segments(NamedTuple):
+    """What stands in a row, and what is to be said about its pair."""
+
+    parts: list[tuple[NDArray[Any], NDArray[np.int64]]]
+    """(tokens [B, room], lengths [B]) of each segment."""
+    judged_B: NDArray[np.bool_]
+    label_B: NDArray[np.bool_]
+    """True: the second segment is of another row (NSP), or the two are turned round (SOP).  Hugging
+    Face numbers the classes so."""
 
 
 class MaskedLanguageModelling(Task):
     data_kind = "pairs"
+    other_kinds = ("tokens",)
 
     def __init__(self, settings: MlmTask, tokenizer: Tokenizer, view: View, seed: int) -> None:
         super().__init__(tokenizer, view, seed)
         self.settings = settings
-        self.objectives = ("mlm", "nsp") if settings.next_sentence else ("mlm",)
-        self.partner_columns = ("second", "second_length", "document") if settings.next_sentence else ()
+        self.windows = view.manifest.kind == "tokens"
+        if self.windows and settings.pair != "none":
+            raise ConfigError(
+                f"rows of kind `tokens` have no pairs for task.pair {settings.pair}",
+                where="task.pair",
+                do="Set task.pair to none, or prepare the data with --kind pairs.",
+            )
+        self.pairs = settings.pair != "none"
+        self.objectives = ("mlm", settings.pair) if self.pairs else ("mlm",)
+        self.partner_columns = ("second", "second_length", "document") if settings.pair == "nsp" else ()
+        self.positions = view.seq_len + (_WINDOW_SPECIALS if self.windows else 0)
+        for role in ("cls_token", "sep_token", "mask_token"):
+            tokenizer.special_id(role, needed_for="mlm")
         self._special = np.zeros(tokenizer.vocab_size, dtype=bool)
         self._special[list(tokenizer.special_ids)] = True
         self._ordinary_ids = np.flatnonzero(~self._special)
+        self._head: Head | None = None
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
-        auto_class = AutoModelForPreTraining if self.settings.next_sentence else AutoModelForMaskedLM
-        model = models.build(section, self.tokenizer, auto_class, positions=self.view.seq_len, seed=self.seed)
-        if not hasattr(getattr(model, "cls", None), "predictions"):
+        auto_class = AutoModelForPreTraining if self.pairs else AutoModelForMaskedLM
+        model = models.build(
+            section, self.tokenizer, auto_class, family="bert", positions=self.positions, seed=self.seed
+        )
+        if self.pairs and _pair_head(model) is None:
             raise ConfigError(
-                f"{type(model).__name__} has no head that the mlm task knows",
-                where="model.from",
-                why="The task computes BERT's head (`cls.predictions`) at masked positions only.",
-                do="Use a BERT model.",
+                f"{type(model).__name__} has no head that judges pairs",
+                where="task.pair",
+                why="BERT and ALBERT have one.",
+                do="Set task.pair to none, or use such a model.",
             )
+        self.prepare_for(model)
         return model
 
+    def prepare_for(self, model: PreTrainedModel) -> None:
+        """Find the head that makes logits at some positions."""
+        ids = torch.arange(8)[None] % self.tokenizer.vocab_size
+
+        def logits() -> Tensor:
+            output = model(input_ids=ids)
+            found: Tensor = output["prediction_logits"] if "prediction_logits" in output else output["logits"]
+            return found
+
+        self._head = find_head(model, ENCODER_HEADS, lambda: model.base_model(input_ids=ids).last_hidden_state, logits)
+
     def collate(self, rows: Rows) -> MicroBatch:
-        second, second_length, random_pair_B = self._second_segments(rows)
-        first = (rows.columns["first"], rows.columns["first_length"].astype(np.int64))
-        ids_BT, kinds_BT, lengths_B = join_segments(
-            [first, (second, second_length)], self.tokenizer, end=self.view.seq_len
+        segments = self._segments(rows)
+        ids_BT, kinds_BT, lengths_B = join_segments(segments.parts, self.tokenizer, end=self.positions)
+        masked_BT, inputs_BT = mask_rows(
+            ids_BT,
+            ~self._special[ids_BT] & rows.real[:, None],
+            keyed_hash(self.seed, _SELECT, rows.epoch, rows.sample_id),
+            self.settings,
+            mask_id=self.tokenizer.mask_id,
+            ordinary_ids=self._ordinary_ids,
+            continuation=self.tokenizer.continuation,
         )
-        masked_BT, inputs_BT = self._mask(ids_BT, rows)
         masked_M = np.flatnonzero(masked_BT)
         inputs = attention_inputs(inputs_BT, kinds_BT, lengths_B)
         inputs["masked_positions"] = torch.from_numpy(masked_M)
         inputs["masked_labels"] = torch.from_numpy(ids_BT.reshape(-1)[masked_M])
         targets = {"mlm": len(masked_M)}
-        if self.settings.next_sentence:
-            judged_B = rows.real & (second_length > 0)
-            judged = np.flatnonzero(judged_B)
+        if self.pairs:
+            judged = np.flatnonzero(segments.judged_B)
             inputs["pair_rows"] = torch.from_numpy(judged)
-            inputs["pair_labels"] = torch.from_numpy(
-                np.where(random_pair_B[judged], _IS_RANDOM, _IS_NEXT).astype(np.int64)
-            )
-            targets["nsp"] = len(judged)
+            inputs["pair_labels"] = torch.from_numpy(segments.label_B[judged].astype(np.int64))
+            targets[self.settings.pair] = len(judged)
         return MicroBatch(inputs, targets, int(lengths_B[rows.real].sum()), ids_BT.size)
 
-    def _second_segments(self, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Second segments, their lengths, and which of them are not the true continuation.
-
-        Half of the rows, drawn anew each epoch, take the segment of another row.  A row whose
-        partner comes from the same document, or has no second segment, keeps its own.
-        """
-        own, own_length = rows.columns["second"], rows.columns["second_length"].astype(np.int64)
-        if not self.settings.next_sentence:
-            return own, own_length, np.zeros(len(rows), dtype=bool)
-        coin_B = keyed_hash(self.seed, _PAIR, rows.epoch, rows.sample_id) >> np.uint64(63)
-        partner_length = rows.columns["partner_second_length"].astype(np.int64)
-        swapped_B = (
-            (coin_B == 1)
-            & (own_length > 0)
-            & (partner_length > 0)
-            & (rows.columns["partner_document"] != rows.columns["document"])
-        )
-        second = np.where(swapped_B[:, None], rows.columns["partner_second"], own)
-        return second, np.where(swapped_B, partner_length, own_length), swapped_B
-
-    def _mask(self, ids_BT: np.ndarray, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens are targets, and the ids that the model sees."""
-        settings = self.settings
-        place_T = np.arange(ids_BT.shape[1], dtype=np.uint64)
-        row_key_B = keyed_hash(self.seed, _SELECT, rows.epoch, rows.sample_id)
-        draw_BT = keyed_hash(row_key_B[:, None], place_T[None, :])
-        maskable_BT = ~self._special[ids_BT] & rows.real[:, None]
-        # One draw decides a unit: its high bits whether it is a target, its low bits how it is shown.
-        unit_BT = draw_BT
-        if settings.mask_unit == "word":
-            start_BT = ~self.tokenizer.continuation[ids_BT] | ~maskable_BT
-            last_start_BT = np.maximum.accumulate(np.where(start_BT, place_T[None, :], 0), axis=1)
-            unit_BT = np.take_along_axis(draw_BT, last_start_BT.astype(np.int64), axis=1)
-        masked_BT = maskable_BT & (_unit_interval(unit_BT >> np.uint64(32)) < settings.mask_probability)
-        shown = _unit_interval(unit_BT & np.uint64(0xFFFFFFFF))
-        # Replacement ids are drawn token by token, also inside a word.
-        replacement_BT = self._ordinary_ids[
-            (keyed_hash(draw_BT, _REPLACE) % np.uint64(len(self._ordinary_ids))).astype(np.int64)
-        ]
-        inputs_BT = np.where(masked_BT & (shown < settings.mask_share), self.tokenizer.mask_id, ids_BT)
-        random_BT = masked_BT & (shown >= settings.mask_share)
-        random_BT &= shown < settings.mask_share + settings.random_share
-        return masked_BT, np.where(random_BT, replacement_BT, inputs_BT)
+    def _segments(self, rows: Rows) -> _Segments:
+        """Half of the pairs, drawn anew each epoch, are false (NSP) or turned round (SOP)."""
+        nobody = np.zeros(len(rows), dtype=bool)
+        if self.windows:
+            tokens = rows.columns["tokens"]
+            whole_B = np.full(len(rows), tokens.shape[1], dtype=np.int64)
+            return _Segments([(tokens, whole_B)], nobody, nobody)
+        first = (rows.columns["first"], rows.columns["first_length"].astype(np.int64))
+        second = (rows.columns["second"], rows.columns["second_length"].astype(np.int64))
+        coin_B = keyed_hash(self.seed, _PAIR, rows.epoch, rows.sample_id) >> np.uint64(63) == 1
+        paired_B = rows.real & (second[1] > 0)
+        if self.settings.pair == "nsp":
+            second, false_B = _false_seconds(rows, second, coin_B)
+            return _Segments([first, second], rows.real & (second[1] > 0), false_B)
+        if self.settings.pair == "sop":
+            turned_B = coin_B & (second[1] > 0)
+            return _Segments(_turned(first, second, turned_B), paired_B, turned_B)
+        return _Segments([first, second], nobody, nobody)
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        encoded = model.base_model(
-            input_ids=inputs["input_ids"],
-            token_type_ids=inputs["token_type_ids"],
-            attention_mask=inputs.get("attention_mask"),
-        )
-        hidden_MH = encoded.last_hidden_state.flatten(0, 1)[inputs["masked_positions"]]
-        logits_MV = model.cls.predictions(hidden_MH)
+        seen = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        if getattr(model.config, "type_vocab_size", 0) >= _SEGMENTS and takes(model.base_model, "token_type_ids"):
+            seen["token_type_ids"] = inputs["token_type_ids"]
+        head, places_M = self._head, inputs["masked_positions"]
+        if head is None:
+            output = model(**seen)
+            logits = output["prediction_logits"] if "prediction_logits" in output else output["logits"]
+            return cross_entropy_sums("mlm", logits.flatten(0, 1)[places_M], inputs["masked_labels"])
+        encoded = model.base_model(**seen)
+        logits_MV = head(model, encoded.last_hidden_state.flatten(0, 1)[places_M])
         sums = cross_entropy_sums("mlm", logits_MV, inputs["masked_labels"])
-        if self.settings.next_sentence:
-            logits_B2 = model.cls.seq_relationship(encoded.pooler_output[inputs["pair_rows"]])
-            sums |= cross_entropy_sums("nsp", logits_B2, inputs["pair_labels"])
+        pair_head = _pair_head(model) if self.pairs else None
+        if pair_head is not None:
+            logits_B2 = pair_head(encoded.pooler_output[inputs["pair_rows"]])
+            sums |= cross_entropy_sums(self.settings.pair, logits_B2, inputs["pair_labels"])
         return sums
 
 
-def _unit_interval(bits32: np.ndarray) -> np.ndarray:
-    """Integers below 2**32 as numbers in [0, 1)."""
-    return bits32.astype(np.float64) / 2.0**32
+def _pair_head(model: Any) -> Any:
+    modules = dict(model.named_modules())
+    return next((modules[name] for name in _PAIR_HEADS if name in modules), None)
+
+
+def _false_seconds(
+    rows: Rows, own: tuple[NDArray[Any], NDArray[np.int64]], coin_B: NDArray[np.bool_]
+) -> tuple[tuple[NDArray[Any], NDArray[np.int64]], NDArray[np.bool_]]:
+    """Second segments, and which of them are of another row.
+
+    A row whose partner comes from the same document, or has no second segment, keeps its own.
+    """
+    partner_length = rows.columns["partner_second_length"].astype(np.int64)
+    swapped_B = (
+        coin_B & (own[1] > 0) & (partner_length > 0) & (rows.columns["partner_document"] != rows.columns["document"])
+    )
+    second = np.where(swapped_B[:, None], rows.columns["partner_second"], own[0])
+    return (second, np.where(swapped_B, partner_length, own[1])), swapped_B
+
+
+def _turned(
+    first: tuple[NDArray[Any], NDArray[np.int64]],
+    second: tuple[NDArray[Any], NDArray[np.int64]],
+    turned_B: NDArray[np.bool_],
+) -> list[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """The two segments, in the other order where `turned_B` says so."""
+    width = max(first[0].shape[1], second[0].shape[1])
+    one, two = (np.pad(tokens, ((0, 0), (0, width - tokens.shape[1]))) for tokens, _ in (first, second))
+    turned_BT = turned_B[:, None]
+    return [
+        (np.where(turned_BT, two, one), np.where(turned_B, second[1], first[1])),
+        (np.where(turned_BT, one, two), np.where(turned_B, first[1], second[1])),
+    ]

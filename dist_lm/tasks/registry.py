@@ -5,18 +5,25 @@ Enters: the task section.  Leaves: a Task.  Promises: one place to add a task.
 
 from __future__ import annotations
 
-from dist_lm.config import ClassificationTask, MlmTask
+from dist_lm.config import CausalLmTask, ClassificationTask, MlmTask, SpanCorruptionTask
+from dist_lm.config import Task as TaskSettings
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.tasks.base import Task
+from dist_lm.tasks.causal_lm import CausalLanguageModelling
 from dist_lm.tasks.classification import Classification
 from dist_lm.tasks.mlm import MaskedLanguageModelling
+from dist_lm.tasks.span_corruption import SpanCorruption
 
 
-def build_task(settings: MlmTask | ClassificationTask, tokenizer: Tokenizer, view: View, seed: int) -> Task:
+def build_task(settings: TaskSettings, tokenizer: Tokenizer, view: View, seed: int) -> Task:
     """Raises DataError where the data set is of another kind than the task reads."""
     match settings:
         case MlmTask():
             return MaskedLanguageModelling(settings, tokenizer, view, seed)
+        case CausalLmTask():
+            return CausalLanguageModelling(settings, tokenizer, view, seed)
+        case SpanCorruptionTask():
+            return SpanCorruption(settings, tokenizer, view, seed)
         case ClassificationTask():
             return Classification(tokenizer, view, seed)

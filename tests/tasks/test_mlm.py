@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from dist_lm.config import MlmTask, ModelSection
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.views import view_of
+from dist_lm.tasks.masking import span_rates
 from dist_lm.tasks.mlm import MaskedLanguageModelling
+from tests.loss_equality import assert_loss_is_that_of_transformers, labels_at
 from tests.tasks_rows import stream_rows
 
 pytestmark = pytest.mark.fast
@@ -74,9 +75,9 @@ def test_ranks_together_see_the_targets_of_the_whole_batch(topics_data: Path) ->
 
 
 def test_words_are_masked_whole(topics_data: Path) -> None:
-    task = make_task(topics_data, mask_unit="word", next_sentence=False)
+    task = make_task(topics_data, mask_unit="word", pair="none")
     rows = stream_rows(topics_data, (), count=256)
-    clean = make_task(topics_data, mask_probability=1e-9, next_sentence=False).collate(rows).inputs["input_ids"]
+    clean = make_task(topics_data, mask_probability=1e-9, pair="none").collate(rows).inputs["input_ids"]
     masked = np.zeros(clean.shape, dtype=bool)
     masked.reshape(-1)[targets(task, rows)[0]] = True
     continuation = task.tokenizer.continuation[clean.numpy()]
@@ -95,7 +96,8 @@ def test_half_of_the_pairs_are_false_and_labelled_so(topics_data: Path) -> None:
     labels = batch.inputs["pair_labels"].numpy()
     judged = batch.inputs["pair_rows"].numpy()
     assert 0.4 < labels.mean() < 0.55
-    second, _, swapped = task._second_segments(rows)
+    segments = task._segments(rows)
+    swapped, second = segments.label_B, segments.parts[1][0]
     assert (labels == swapped[judged]).all()
     assert (second[~swapped] == rows.columns["second"][~swapped]).all()
     other = rows.columns["partner_document"][swapped] != rows.columns["document"][swapped]
@@ -110,24 +112,62 @@ def test_filler_rows_are_no_targets(topics_data: Path) -> None:
     assert batch.tokens == 0
 
 
-def test_the_sparse_head_gives_the_loss_and_gradients_of_the_full_one(topics_data: Path) -> None:
+def test_half_of_the_pairs_are_turned_round_and_labelled_so(topics_data: Path) -> None:
+    task = make_task(topics_data, pair="sop", mask_probability=1e-9)
+    rows = stream_rows(topics_data, (), count=256)
+    plain = make_task(topics_data, pair="none", mask_probability=1e-9).collate(rows).inputs["input_ids"].numpy()
+    batch = task.collate(rows)
+    seen = batch.inputs["input_ids"].numpy()
+    turned = np.zeros(len(rows), dtype=bool)
+    turned[batch.inputs["pair_rows"]] = batch.inputs["pair_labels"].numpy() == 1
+    assert 0.4 < turned.mean() < 0.6
+    assert (seen[~turned] == plain[~turned]).all()
+    assert (np.sort(seen[turned]) == np.sort(plain[turned])).all()
+    (row,) = np.flatnonzero(turned)[:1]
+    second = rows.columns["second"][row, : rows.columns["second_length"][row]]
+    assert (seen[row, 1 : 1 + len(second)] == second).all()
+    assert batch.targets["sop"] == (rows.columns["second_length"] > 0).sum()
+
+
+@pytest.mark.parametrize(("probability", "mean"), [(0.15, 3.8), (0.15, 1.0), (0.4, 2.0)])
+def test_spans_cover_the_share_asked_for_with_the_mean_length_asked_for(
+    topics_data: Path, probability: float, mean: float
+) -> None:
+    task = make_task(topics_data, mask_unit="span", pair="none", mask_probability=probability, mean_span=mean)
+    rows = stream_rows(topics_data, (), count=1024)
+    batch = task.collate(rows)
+    maskable = batch.tokens - 3 * len(rows) + int((rows.columns["second_length"] == 0).sum())
+    num = batch.targets["mlm"]
+    # Tokens of a span go together, so the spread is that of spans of up to ten tokens.
+    assert abs(num - probability * maskable) < 4 * (10 * probability * maskable) ** 0.5
+    start, stop = span_rates(probability, mean)
+    reach = (1.0 - stop) ** np.arange(10)
+    assert reach.sum() == pytest.approx(mean)
+    assert 1.0 - np.prod(1.0 - start * reach) == pytest.approx(probability)
+    masked = np.zeros(batch.inputs["input_ids"].shape, dtype=bool)
+    masked.reshape(-1)[batch.inputs["masked_positions"]] = True
+    runs = (masked & ~np.roll(masked, 1, axis=1)).sum()
+    # A run begins where a span begins behind an uncovered token; special tokens part some runs.
+    assert num / runs == pytest.approx(probability / ((1.0 - probability) * start), rel=0.1)
+
+
+def test_a_span_is_shown_in_one_way(topics_data: Path) -> None:
+    task = make_task(topics_data, mask_unit="span", pair="none", mask_share=0.5, random_share=0.0)
+    rows = stream_rows(topics_data, (), count=512)
+    places, _, shown = targets(task, rows)
+    neighbours = np.flatnonzero(np.diff(places) == 1)
+    hidden = shown == task.tokenizer.mask_id
+    assert 0.4 < hidden.mean() < 0.6
+    assert (hidden[neighbours] == hidden[neighbours + 1]).mean() > 0.85
+
+
+def test_a_head_at_masked_positions_gives_the_loss_of_transformers(topics_data: Path) -> None:
     task = make_task(topics_data)
     batch = task.collate(stream_rows(topics_data, PARTNERS, count=16))
-    model = task.build_model(ModelSection(size="tiny", overrides={"hidden_dropout_prob": 0.0}))
-    model.eval()
-    sums = task.loss_sums(model, batch.inputs)
-    (sums["mlm_loss"] + sums["nsp_loss"]).backward()
-    sparse = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
-    model.zero_grad()
-    inputs = {name: batch.inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
-    output = model(**inputs)
-    labels = torch.full(inputs["input_ids"].shape, -100)
-    labels.view(-1)[batch.inputs["masked_positions"]] = batch.inputs["masked_labels"]
-    full = F.cross_entropy(output.prediction_logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    pairs = output.seq_relationship_logits[batch.inputs["pair_rows"]]
-    nsp = F.cross_entropy(pairs, batch.inputs["pair_labels"], reduction="sum")
-    (full + nsp).backward()
-    assert sums["mlm_loss"].item() == pytest.approx(full.item(), rel=1e-6)
-    assert sums["nsp_loss"].item() == pytest.approx(nsp.item(), rel=1e-6)
-    for name, parameter in model.named_parameters():
-        assert torch.allclose(sparse[name], parameter.grad, rtol=1e-4, atol=1e-5), name  # type: ignore[arg-type]
+    # Every row of these has a pair, so that the mean over pairs is the model's own.
+    assert batch.targets["nsp"] == 16
+    model = task.build_model(ModelSection(size="tiny"))
+    seen = {name: batch.inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+    labels = labels_at(tuple(seen["input_ids"].shape), batch.inputs["masked_positions"], batch.inputs["masked_labels"])
+    pairs = batch.inputs["pair_labels"]
+    assert_loss_is_that_of_transformers(task, model, batch, **seen, labels=labels, next_sentence_label=pairs)
