@@ -54,7 +54,7 @@ def connect() -> None:
         return
     # Inside a job RAY_ADDRESS names the cluster; elsewhere the cluster on this machine is meant.
     address = os.environ.get("RAY_ADDRESS", "auto")
-    _expect_answer(address)
+    expect_answer(address, "RAY_ADDRESS")
     try:
         context = ray.init(address=address, log_to_driver=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -73,8 +73,8 @@ def connect() -> None:
         )
 
 
-def _expect_answer(address: str) -> None:
-    """Ray itself waits for minutes; a port that nobody listens on is known at once."""
+def expect_answer(address: str, said_at: str) -> None:
+    """Raise EnvironmentFault where nobody listens: Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
@@ -83,7 +83,7 @@ def _expect_answer(address: str) -> None:
     except OSError as error:
         raise EnvironmentFault(
             f"nobody answers at {address}",
-            where="RAY_ADDRESS",
+            where=said_at,
             why=str(error),
             do="Check that the head runs and that its port can be reached from here.",
         ) from error

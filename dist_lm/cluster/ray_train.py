@@ -7,21 +7,27 @@ run folder stands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from dist_lm.cluster import ray_cluster
+from dist_lm.cluster.jobs import require_shared_run_dir
 from dist_lm.cluster.ray_cluster import Scale
 from dist_lm.config_files import LoadedConfig
 from dist_lm.config_ray import RaySection
 from dist_lm.deepspeed_config import load_run
 from dist_lm.disk import disk_errors, write_json
-from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, DistLMError
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError
 from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -36,6 +42,7 @@ DEFAULT_SETTINGS = {
 COLLECTIVE_TIMEOUT_S = 600
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_FIXED_S = "60"
+STOP_AGAIN_S = 1.0
 START_ELASTIC_S = "15"
 """After a node's death Ray asks for the old number once more, and waits this long before it takes fewer."""
 
@@ -43,14 +50,7 @@ START_ELASTIC_S = "15"
 def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     """Driver: check the cluster, start the workers, wait for the end; returns the exit code."""
     loaded = load_run(path, overrides)
-    run_dir = loaded.config.run.dir
-    if not run_dir.is_absolute():
-        raise ConfigError(
-            f"run.dir `{run_dir}` is relative",
-            where=str(path),
-            why="A Ray job runs in a temporary copy of the working directory, which goes with the job.",
-            do="Give an absolute path that every node reaches, such as run.dir=/shared/runs/x.",
-        )
+    run_dir = require_shared_run_dir(loaded, path)
     section = loaded.config.ray
     start_timeout = START_ELASTIC_S if _may_shrink(section) else START_FIXED_S
     for name, value in {**DEFAULT_SETTINGS, START_TIMEOUT: start_timeout}.items():
@@ -73,7 +73,8 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         "cpu": not scale.use_gpu,
         "final_errors": str(final_errors),
     }
-    crash = _fit(settings, section, scale, name=name, storage=storage, max_restarts=max_restarts)
+    with _stop_file_on_sigterm(RunDir(run_dir).stop_file):
+        crash = _fit(settings, section, scale, name=name, storage=storage, max_restarts=max_restarts)
     told_by = sorted(final_errors.iterdir())
     if told_by:
         told = json.loads(told_by[0].read_text())
@@ -87,6 +88,39 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         )
         return EXIT_CRASH
     return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _stop_file_on_sigterm(stop_file: Path) -> Iterator[None]:
+    """`ray job stop` signals the driver only: the workers learn of it by the run folder's stop file.
+
+    A new group of workers clears the file when it begins, so it is written until the run has ended.
+    """
+    stopped, ended = threading.Event(), threading.Event()
+
+    def keep_asking() -> None:
+        stopped.wait()
+        while not ended.is_set():
+            stop_file.touch()
+            ended.wait(STOP_AGAIN_S)
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stopped.is_set():
+            os._exit(128 + number)
+        stopped.set()
+
+    # Ray has installed a handler that ends this process at once: ours comes after it.
+    before = signal.signal(signal.SIGTERM, on_signal)
+    asking = threading.Thread(target=keep_asking, daemon=True)
+    asking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        stopped.set()
+        asking.join()
+        stop_file.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _may_shrink(section: RaySection) -> bool:

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from dist_lm.cli import app
 from dist_lm.cluster.manifests import check_file
+from dist_lm.cluster.typed_yaml import load_types
 from dist_lm.errors import ConfigError
+from tests.cluster.renew_schemas import aws_types
 
 pytestmark = pytest.mark.fast
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -64,6 +66,11 @@ def test_botocore_takes_the_nodes_of_aws_and_refuses_what_we_refuse(tmp_path: Pa
         assert problems(AWS, old, new, tmp_path)
         changed = yaml.safe_load(AWS.read_text().replace(old, new))
         assert any(botocore_says(node["node_config"]) for node in changed["available_node_types"].values())
+
+
+def test_the_stored_types_of_ec2_are_those_of_the_installed_botocore() -> None:
+    # Where botocore is newer: python tests/cluster/renew_schemas.py
+    assert load_types("aws") == aws_types()
 
 
 @pytest.mark.parametrize(
