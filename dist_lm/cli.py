@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dist_lm import cli_model
+from dist_lm import cli_cluster, cli_model
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
@@ -35,6 +35,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
 app.add_typer(cli_model.app)
+cli_cluster.add_verbs(app)
 add_verbs(app)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]
@@ -62,7 +63,6 @@ def train(
     overrides: Overrides = None,
     cpu: Annotated[int, typer.Option(help="CPU-gloo mode with this many ranks.")] = 0,
     ray: Annotated[bool, typer.Option("--ray", help="Run on the Ray cluster that this process reaches.")] = False,
-    workers: Annotated[int, typer.Option(help="With --ray: number of workers; 0: all of the cluster.")] = 0,
     max_restarts: Annotated[int, typer.Option(help="Restarts after a crash.")] = 3,
 ) -> None:
     """Pretrain or fine-tune: the task in the YAML decides.  The same command goes on where it was.
@@ -80,7 +80,7 @@ def train(
     if ray:
         from dist_lm.cluster.ray_train import run_on_ray
 
-        sys.exit(run_on_ray(config, given, num_workers=workers or None, max_restarts=max_restarts))
+        sys.exit(run_on_ray(config, given, max_restarts=max_restarts))
     loaded = load_run(config, given)
     from dist_lm.cluster.local import LocalLaunch, launch
 

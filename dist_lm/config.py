@@ -24,6 +24,7 @@ from dist_lm.config_fine_tuning import (
 )
 from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
+from dist_lm.config_ray import RaySection
 from dist_lm.config_run import BatchSection, BestSection, EarlyStopSection, RunSection
 from dist_lm.config_section import Rule, Section, refuse
 
@@ -80,6 +81,7 @@ class RunConfig(Section):
     """ZeRO stage; auto takes the DeepSpeed file's stage, or 1 without a file."""
     deepspeed: Path | None = None
     """DeepSpeed JSON with the settings that are DeepSpeed's own (ds_configs/)."""
+    ray: RaySection = RaySection()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:

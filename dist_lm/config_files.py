@@ -28,13 +28,8 @@ _PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.toke
 _STEERED = ("run.steps", "run.seed")
 """Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
 _SHARING = (
-    "batch.micro",
-    "data.cache",
-    "zero",
-    "deepspeed",
-    "model.activation_checkpointing",
-    "model.attention",
-    "task.head_chunk",
+    *("batch.micro", "data.cache", "zero", "deepspeed", "ray"),
+    *("model.activation_checkpointing", "model.attention", "task.head_chunk"),
 )
 """How the work is shared out; what is computed is the same for every value."""
 
@@ -166,4 +161,6 @@ def _open_sections(tree: Tree, section: type[Section]) -> Tree:
 def _origin(tree: Tree, key: str) -> str:
     path = key.split(".")
     entries = list(find(tree, path))
-    return entries[-1].place if len(entries) == len(path) else DEFAULT
+    # A section may be written as one value: `ray.workers: 8`.
+    whole = bool(entries) and not isinstance(entries[-1].value, dict)
+    return entries[-1].place if len(entries) == len(path) or whole else DEFAULT

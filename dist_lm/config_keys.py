@@ -96,6 +96,7 @@ ALIASES = {
     "zero_optimization": "zero",
     "deepspeed_config": "deepspeed",
     "ds_config": "deepspeed",
+    "placement_strategy": "ray.placement",
 }
 """Last part of a key in Hugging Face, DeepSpeed, axolotl or our own Python names -> our key."""
 
@@ -106,7 +107,7 @@ ELSEWHERE = {
     "epochs": "a run has run.steps",
     "world_size": "the launcher decides it",
     "num_gpus": "the launcher decides it",
-    "num_workers": "the launcher decides it",
+    "num_workers": "ray.workers says it under Ray, and the launcher elsewhere",
     "local_rank": "the launcher decides it",
 }
 """Keys of others that have no counterpart, and why."""

@@ -7,18 +7,27 @@ run folder stands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from dist_lm.cluster import ray_cluster
+from dist_lm.cluster.jobs import require_shared_run_dir
+from dist_lm.cluster.ray_cluster import Scale
 from dist_lm.config_files import LoadedConfig
+from dist_lm.config_ray import RaySection
 from dist_lm.deepspeed_config import load_run
 from dist_lm.disk import disk_errors, write_json
-from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, DistLMError, EnvironmentFault
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError
 from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -27,34 +36,30 @@ log = logging.getLogger(__name__)
 DEFAULT_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     # Equal lines of several ranks are news, not noise.
     "RAY_DEDUP_LOGS": "0",
 }
 COLLECTIVE_TIMEOUT_S = 600
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_FIXED_S = "60"
+STOP_AGAIN_S = 1.0
+START_ELASTIC_S = "15"
+"""After a node's death Ray asks for the old number once more, and waits this long before it takes fewer."""
 
 
-def run_on_ray(path: Path, overrides: list[str], *, num_workers: int | None, max_restarts: int) -> int:
-    """Driver: start the workers, wait for the end; returns the exit code."""
+def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
+    """Driver: check the cluster, start the workers, wait for the end; returns the exit code."""
     loaded = load_run(path, overrides)
-    run_dir = loaded.config.run.dir
-    if not run_dir.is_absolute():
-        raise ConfigError(
-            f"run.dir `{run_dir}` is relative",
-            where=str(path),
-            why="A Ray job runs in a temporary copy of the working directory, which goes with the job.",
-            do="Give an absolute path that every node reaches, such as run.dir=/shared/runs/x.",
-        )
-    for name, value in DEFAULT_SETTINGS.items():
+    run_dir = require_shared_run_dir(loaded, path)
+    section = loaded.config.ray
+    start_timeout = START_ELASTIC_S if _may_shrink(section) else START_FIXED_S
+    for name, value in {**DEFAULT_SETTINGS, START_TIMEOUT: start_timeout}.items():
         os.environ.setdefault(name, value)
     # Relative paths of a recipe count from the working directory, in workers too.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    import ray
-
-    if not ray.is_initialized():
-        # Inside a job RAY_ADDRESS names the cluster; elsewhere the cluster on this machine is meant.
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
-    use_gpu, workers = _choose_workers(ray.cluster_resources(), num_workers)
+    ray_cluster.connect()
+    scale = ray_cluster.choose_scale(section)
+    ray_cluster.check_nodes(run_dir)
     # A fresh name each launch: a torn snapshot of Ray's own can then never block a start.
     name = f"{run_dir.name}-{time.time_ns()}"
     storage = RunDir(run_dir).logs / "ray"
@@ -62,8 +67,14 @@ def run_on_ray(path: Path, overrides: list[str], *, num_workers: int | None, max
         storage.mkdir(parents=True, exist_ok=True)
     final_errors = storage / f"{name}-errors"
     final_errors.mkdir()
-    settings = {"path": str(path), "overrides": overrides, "cpu": not use_gpu, "final_errors": str(final_errors)}
-    crash = _fit(settings, name=name, storage=storage, use_gpu=use_gpu, workers=workers, max_restarts=max_restarts)
+    settings = {
+        "path": str(path),
+        "overrides": overrides,
+        "cpu": not scale.use_gpu,
+        "final_errors": str(final_errors),
+    }
+    with _stop_file_on_sigterm(RunDir(run_dir).stop_file):
+        crash = _fit(settings, section, scale, name=name, storage=storage, max_restarts=max_restarts)
     told_by = sorted(final_errors.iterdir())
     if told_by:
         told = json.loads(told_by[0].read_text())
@@ -79,21 +90,51 @@ def run_on_ray(path: Path, overrides: list[str], *, num_workers: int | None, max
     return EXIT_DONE
 
 
-def _choose_workers(resources: dict[str, float], asked: int | None) -> tuple[bool, int]:
-    """Whether workers have GPUs, and how many workers there are."""
-    use_gpu = resources.get("GPU", 0) > 0
-    workers = asked or int(resources.get("GPU" if use_gpu else "CPU", 0))
-    if workers < 1:
-        raise EnvironmentFault(
-            "the Ray cluster offers neither a GPU nor a CPU",
-            why=f"Its resources: {resources}",
-            do="Add worker nodes, or give --workers N where they come later.",
-        )
-    return use_gpu, workers
+@contextlib.contextmanager
+def _stop_file_on_sigterm(stop_file: Path) -> Iterator[None]:
+    """`ray job stop` signals the driver only: the workers learn of it by the run folder's stop file.
+
+    A new group of workers clears the file when it begins, so it is written until the run has ended.
+    """
+    stopped, ended = threading.Event(), threading.Event()
+
+    def keep_asking() -> None:
+        stopped.wait()
+        while not ended.is_set():
+            stop_file.touch()
+            ended.wait(STOP_AGAIN_S)
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stopped.is_set():
+            os._exit(128 + number)
+        stopped.set()
+
+    # Ray has installed a handler that ends this process at once: ours comes after it.
+    before = signal.signal(signal.SIGTERM, on_signal)
+    asking = threading.Thread(target=keep_asking, daemon=True)
+    asking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        stopped.set()
+        asking.join()
+        stop_file.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _may_shrink(section: RaySection) -> bool:
+    return section.workers is not None and section.workers.min < section.workers.max
 
 
 def _fit(
-    settings: dict[str, Any], *, name: str, storage: Path, use_gpu: bool, workers: int, max_restarts: int
+    settings: dict[str, Any],
+    section: RaySection,
+    scale: Scale,
+    *,
+    name: str,
+    storage: Path,
+    max_restarts: int,
 ) -> Exception | None:
     """Train on the workers; returns what Ray gave up with."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -102,8 +143,16 @@ def _fit(
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=(scale.min_workers, scale.max_workers) if scale.elastic else scale.max_workers,
+            use_gpu=scale.use_gpu,
+            resources_per_worker=scale.resources_per_worker,
+            accelerator_type=section.accelerator_type,
+            placement_strategy=section.placement,
+            label_selector=section.label_selector or None,
+            elastic_resize_monitor_interval_s=section.resize_s,
+        ),
+        torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),

@@ -1,0 +1,255 @@
+"""A Ray cluster before a run starts on it: does it answer, is it large enough, are its nodes alike.
+
+Enters: the `ray:` section and the run folder.  Leaves: how many workers of what; or an error.
+Promises: what would make a run wait or fail later is told within seconds and names the node; nothing
+of the run has started by then.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dist_lm.config_ray import RaySection
+from dist_lm.disk import disk_errors
+from dist_lm.errors import EnvironmentFault
+
+CONNECT_S = 5.0
+NODE_ANSWER_S = 60.0
+"""How long a node may take to start a process that imports nothing heavy."""
+_ACCELERATOR = "accelerator_type:"
+_ALIKE = ("dist-lm", "torch", "deepspeed", "transformers", "numpy")
+"""Packages in which two nodes of a run must not differ; Ray checks itself and Python."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many workers of what a run is given."""
+
+    min_workers: int
+    max_workers: int
+    resources_per_worker: dict[str, float]
+
+    @property
+    def use_gpu(self) -> bool:
+        return self.resources_per_worker.get("GPU", 0) > 0
+
+    @property
+    def elastic(self) -> bool:
+        return self.min_workers < self.max_workers
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or the one on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Inside a job RAY_ADDRESS names the cluster; elsewhere the cluster on this machine is meant.
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    expect_answer(address, "RAY_ADDRESS")
+    try:
+        context = ray.init(address=address, log_to_driver=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise EnvironmentFault(
+            f"the Ray cluster `{address}` cannot be joined",
+            why=str(error).splitlines()[0],
+            do="Start one (docs/cluster.md), set RAY_ADDRESS, or submit with `dist-lm submit`.",
+        ) from error
+    if not context.address_info["webui_url"]:
+        ray.shutdown()
+        raise EnvironmentFault(
+            "the head of the Ray cluster runs without its dashboard",
+            where=address,
+            why="Ray Train asks it which runs are alive, and without it fills the log with failed questions.",
+            do="Install ray[default] on the head and start it without --include-dashboard=false.",
+        )
+
+
+def expect_answer(address: str, said_at: str) -> None:
+    """Raise EnvironmentFault where nobody listens: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"nobody answers at {address}",
+            where=said_at,
+            why=str(error),
+            do="Check that the head runs and that its port can be reached from here.",
+        ) from error
+
+
+def choose_scale(section: RaySection) -> Scale:
+    """How many workers there will be.  Raises EnvironmentFault where the cluster cannot give them."""
+    nodes = _nodes()
+    later = _later()
+    gives_gpu = any(node["Resources"].get("GPU", 0) for node in nodes) or later.get("GPU", 0) > 0
+    resources = dict(section.resources_per_worker)
+    if not resources:
+        resources = {"GPU": 1.0} if gives_gpu or section.accelerator_type else {"CPU": 1.0}
+    needs = dict(resources)
+    if section.accelerator_type:
+        needs[_ACCELERATOR + section.accelerator_type] = 0.001
+    now = sum(_fit(node["Resources"], needs) for node in nodes if _has_labels(node, section.label_selector))
+    wanted = section.workers
+    least = wanted.min if wanted else 1
+    # A cluster that grows may have none of it yet.
+    possible = max(now, _fit(later, needs)) if later else now
+    if possible < least:
+        raise EnvironmentFault(
+            f"the Ray cluster has room for {now} of at least {least} workers",
+            where="ray.workers" if wanted else "ray",
+            why=_rooms(nodes, needs, section.label_selector),
+            do="Lower ray.workers.min, or add nodes: without an autoscaler none comes by itself.",
+        )
+    if wanted is None and not now:
+        raise EnvironmentFault(
+            "the Ray cluster has no worker yet, and the run does not say how many it wants",
+            where="ray.workers",
+            do="Write ray.workers=8, or {min: 4, max: 16}: the autoscaler then brings them.",
+        )
+    most = wanted.max if wanted else now
+    return Scale(wanted.min if wanted else now, most, resources)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _later() -> dict[str, float]:
+    """What the autoscaler may bring in all; empty where there is none."""
+    from ray._private.state import state
+
+    return {name: float(value) for name, value in (state.get_max_resources_from_cluster_config() or {}).items()}
+
+
+def _fit(has: dict[str, float], needs: dict[str, float]) -> int:
+    # Ray counts in units of 1e-4: without the slack, 0.3 fits into 0.9 only twice.
+    return int(min(has.get(name, 0.0) / amount + 1e-6 for name, amount in needs.items()))
+
+
+def _has_labels(node: dict[str, Any], wanted: dict[str, str]) -> bool:
+    labels = node.get("Labels") or {}
+    return all(labels.get(name) == value for name, value in wanted.items())
+
+
+def _rooms(nodes: list[dict[str, Any]], needs: dict[str, float], labels: dict[str, str]) -> str:
+    lines = []
+    for node in nodes[:4]:
+        has = {name: node["Resources"].get(name, 0) for name in needs}
+        label = "" if _has_labels(node, labels) else f", lacks the labels {labels}"
+        lines.append(f"{node['NodeManagerAddress']}: {has}{label}")
+    return "\n".join([*lines, *([f"... and {len(nodes) - 4} nodes more"] if len(nodes) > 4 else [])])
+
+
+def check_nodes(run_dir: Path) -> None:
+    """Every node reads what this process wrote into the run folder, and the other way round; and all
+    nodes have the same versions.  Raises EnvironmentFault that names the nodes."""
+    nonce = secrets.token_hex(16)
+    meeting = run_dir / "logs" / "ray" / f"reach-{nonce[:8]}"
+    with disk_errors(meeting):
+        meeting.mkdir(parents=True)
+        (meeting / "driver").write_text(nonce)
+    try:
+        answers = dict(_ask_all(meeting, nonce))
+        _refuse_unreachable(run_dir, meeting, nonce, answers)
+        _refuse_unlike({"the driver": versions(), **{name: facts["versions"] for name, facts in answers.items()}})
+    finally:
+        shutil.rmtree(meeting, ignore_errors=True)
+
+
+def _ask_all(meeting: Path, nonce: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0, max_retries=0)(answer_from_node)
+    asked = {}
+    for node in _nodes():
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[ask.options(scheduling_strategy=strategy).remote(str(meeting), nonce, node["NodeID"])] = node
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_ANSWER_S)
+    if late:
+        names = ", ".join(asked[reference]["NodeManagerAddress"] for reference in late)
+        raise EnvironmentFault(
+            f"no answer within {NODE_ANSWER_S:.0f} s from {names}",
+            why="A node must start a process that reads the run folder before training starts.",
+            do="Look at the node; `ray status` tells which nodes are alive.",
+        )
+    for reference in ready:
+        node = asked[reference]
+        # Several nodes of a test share a machine.
+        name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+        try:
+            yield name, ray.get(reference)
+        except Exception as error:
+            raise EnvironmentFault(
+                f"node {name} cannot run this project",
+                why=str(error).strip().splitlines()[-1],
+                do="Install dist-lm with constraints.txt on every node.",
+            ) from error
+
+
+def answer_from_node(meeting: str, nonce: str, node_id: str) -> dict[str, Any]:
+    """Runs on a node: what it sees of the run folder, and its versions."""
+    seen = ""
+    try:
+        if (Path(meeting) / "driver").read_text() != nonce:
+            seen = "it reads something else there"
+        (Path(meeting) / node_id).write_text(nonce)
+    except OSError as error:
+        seen = f"{error.strerror}: {error.filename}"
+    return {"seen": seen, "node_id": node_id, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that must be alike, without the build (`+cpu`)."""
+    found = {}
+    for package in _ALIKE:
+        try:
+            found[package] = version(package).partition("+")[0]
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _refuse_unreachable(run_dir: Path, meeting: Path, nonce: str, answers: dict[str, dict[str, Any]]) -> None:
+    lines = []
+    for name, facts in answers.items():
+        own = meeting / facts["node_id"]
+        if facts["seen"]:
+            lines.append(f"{name}: {facts['seen']}")
+        elif not own.exists() or own.read_text() != nonce:
+            lines.append(f"{name}: what it writes there is not seen by the driver")
+    if lines:
+        raise EnvironmentFault(
+            f"not every node reaches the run folder: {len(lines)} of {len(answers)} do not",
+            where=f"run.dir {run_dir}",
+            why="\n".join(lines[:4]),
+            do="Mount one shared folder at the same path on every node, and put run.dir there.",
+        )
+
+
+def _refuse_unlike(by_node: dict[str, dict[str, str]]) -> None:
+    lines = []
+    for package in _ALIKE:
+        told = {name: found[package] for name, found in by_node.items()}
+        if len(set(told.values())) > 1:
+            lines.append(f"{package}: " + ", ".join(f"{value} on {name}" for name, value in told.items()))
+    if lines:
+        raise EnvironmentFault(
+            "the nodes of the Ray cluster have different versions",
+            why="\n".join(line[:300] for line in lines[:4]),
+            do="Install the same constraints.txt on every node.",
+        )

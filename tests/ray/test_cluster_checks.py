@@ -1,0 +1,101 @@
+"""A cluster that a run cannot go on is refused before anything starts, and the node is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dist_lm.errors import EnvironmentFault
+from tests.gloo_ranks import REPOSITORY, write_recipe
+from tests.ray.hosts import Network, network
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    """A head, one good worker, and a host for a bad one."""
+    with network(3) as made:
+        made.start_head(num_cpus=0)
+        made.start_node(made.hosts[1])
+        made.wait_for_nodes(2)
+        yield made
+
+
+@pytest.fixture
+def recipe(topics_data: Path, tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe.yaml", topics_data, run__dir=str(tmp_path / "shared" / "run"))
+
+
+def train(net: Network, recipe: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe, *overrides]
+    return net.head.run(words, env=env, timeout_s=120)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *told: str) -> None:
+    assert done.returncode == EnvironmentFault.exit_code, done.stdout + done.stderr
+    for words in told:
+        assert words in done.stderr
+    # No group of workers was started.
+    assert "TrainController" not in done.stdout + done.stderr
+
+
+def test_a_cluster_smaller_than_the_least_number_of_workers(net: Network, recipe: Path) -> None:
+    done = train(net, recipe, "ray.workers={min: 3, max: 8}")
+    assert_refused(done, "the Ray cluster has room for 1 of at least 3 workers", net.hosts[1].address)
+    done = train(net, recipe, "ray.workers=1", "ray.label_selector={market: spot}")
+    assert_refused(done, "room for 0 of at least 1 workers", "lacks the labels {'market': 'spot'}")
+    assert not (recipe.parent / "shared").exists()
+
+
+def test_an_address_that_does_not_answer(net: Network, recipe: Path) -> None:
+    done = train(net, recipe, RAY_ADDRESS=f"{net.head.address}:1")
+    assert_refused(done, f"nobody answers at {net.head.address}:1", "refused")
+    done = train(net, recipe, RAY_ADDRESS=f"{net.subnet}.250:6379")
+    assert_refused(done, f"nobody answers at {net.subnet}.250:6379")
+
+
+def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_path: Path) -> None:
+    facts = tmp_path / "other" / "torch-1.0.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
+    odd = net.hosts[2]
+    net.start_node(odd, env={"PYTHONPATH": f"{tmp_path / 'other'}:{REPOSITORY}"})
+    net.wait_for_nodes(3)
+    try:
+        done = train(net, recipe)
+        assert_refused(done, "different versions", "torch: ", f"1.0.0 on {odd.address}", "on the driver")
+        assert "numpy" not in done.stderr
+    finally:
+        odd.kill()
+        net.wait_for_nodes(2)
+
+
+def test_a_run_folder_that_one_node_does_not_reach(net: Network, recipe: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    lonely = net.hosts[2]
+    # The node has a disk of its own where the others share one.
+    own_disk = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh"]
+    net.start_node(lonely, inside=own_disk)
+    net.wait_for_nodes(3)
+    try:
+        done = train(net, recipe)
+        assert_refused(done, "not every node reaches the run folder: 1 of 3", lonely.address, "No such file")
+        assert net.hosts[1].address not in done.stderr
+        # What the check wrote is gone.
+        assert list((shared / "run" / "logs" / "ray").iterdir()) == []
+    finally:
+        lonely.kill()
+        net.wait_for_nodes(2)
+
+
+def test_a_head_without_the_dashboard(recipe: Path) -> None:
+    with network(1) as bare:
+        bare.start_head(num_cpus=1, dashboard=False)
+        bare.wait_for_nodes(1)
+        assert_refused(train(bare, recipe), "runs without its dashboard")

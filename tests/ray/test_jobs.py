@@ -1,0 +1,120 @@
+"""Jobs from submission to resume, on a Ray head with a token, by the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_lm.errors import EnvironmentFault
+from dist_lm.run_dir import RunDir
+from tests.gloo_ranks import REPOSITORY, write_recipe
+from tests.ray.hosts import DASHBOARD_PORT, Network, network
+
+pytestmark = pytest.mark.ray
+WAIT_S = 90.0
+ENDLESS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network(1) as made:
+        made.start_head(num_cpus=1)
+        made.wait_for_nodes(1)
+        yield made
+
+
+@pytest.fixture
+def tree(topics_data: Path, tmp_path: Path) -> Path:
+    """A clean working directory to submit from."""
+    folder = tmp_path / "tree"
+    for name in ("dist_lm", "launch", "ds_configs"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    write_recipe(folder / "small.yaml", topics_data, run__dir=str(tmp_path / "small"))
+    write_recipe(folder / "endless.yaml", topics_data, run__dir=str(tmp_path / "endless"), run__steps=ENDLESS)
+    return folder
+
+
+def dist_lm(net: Network, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    address = f"http://{net.head.address}:{DASHBOARD_PORT}"
+    return net.head.run([sys.executable, "-m", "dist_lm", *words, "--address", address], env=env, timeout_s=180)
+
+
+def submit(net: Network, tree: Path, recipe: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return dist_lm(net, "submit", "-c", tree / recipe, "--working-dir", tree, *words)
+
+
+def last_step(run_dir: Path) -> int:
+    path = RunDir(run_dir).metrics
+    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return max((line["step"] for line in lines), default=0)
+
+
+def wait_until(ready: Callable[[], bool], net: Network) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not ready():
+        assert time.monotonic() < deadline, dist_lm(net, "job", "status").stdout
+
+
+def test_a_job_is_followed_to_its_end(net: Network, tree: Path) -> None:
+    done = submit(net, tree, "small.yaml", "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "submitted small-1" in done.stdout
+    assert "done    step 6 of 6" in done.stdout
+    assert "small-1  SUCCEEDED" in dist_lm(net, "job", "status", "small").stdout
+    # The exit code of a configuration that the run refuses comes through, too.
+    refused = submit(net, tree, "small.yaml", "--follow", "optim.lr=0.5")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "belongs to a run with another configuration" in refused.stdout
+
+
+def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path, tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "endless")
+    assert submit(net, tree, "endless.yaml").returncode == 0
+    wait_until(lambda: last_step(run_dir.path) > 3, net)
+    in_use = submit(net, tree, "endless.yaml", "--name", "other")
+    assert in_use.returncode == EnvironmentFault.exit_code
+    assert f"the run folder {run_dir.path} is in use" in in_use.stderr
+    same_name = submit(net, tree, "small.yaml", "--name", "endless")
+    assert same_name.returncode == EnvironmentFault.exit_code
+    assert "the job name `endless` is in use" in same_name.stderr
+
+    stopped = dist_lm(net, "job", "stop", "endless")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "endless-1  STOPPED" in stopped.stdout
+    step = last_step(run_dir.path)
+    # The step that it stopped at is no multiple of run.save_every by chance only: the stop saved it.
+    assert (run_dir.checkpoints / f"step-{step:08d}").is_dir()
+    assert not run_dir.stop_file.exists()
+
+    resumed = dist_lm(net, "job", "resume", "endless", "--working-dir", tree)
+    assert "submitted endless-2" in resumed.stdout, resumed.stderr
+    wait_until(lambda: last_step(run_dir.path) > step + 3, net)
+    assert f"resume  step {step} " in dist_lm_logs(net, "endless-2")
+    assert "endless-2  STOPPED" in dist_lm(net, "job", "stop", "endless").stdout
+
+
+def dist_lm_logs(net: Network, job_id: str) -> str:
+    """What the job has printed so far."""
+    words = [Path(sys.executable).with_name("ray"), "job", "logs", job_id]
+    return net.head.run(words, env={"RAY_API_SERVER_ADDRESS": f"http://{net.head.address}:{DASHBOARD_PORT}"}).stdout
+
+
+def test_without_the_token_nothing_gets_in(net: Network, tree: Path) -> None:
+    done = dist_lm(net, "submit", "-c", tree / "small.yaml", "--working-dir", tree, RAY_AUTH_TOKEN="0" * 64)
+    assert done.returncode == EnvironmentFault.exit_code
+    assert "does not take us" in done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_a_job_that_is_not_there_is_named(net: Network) -> None:
+    done = dist_lm(net, "job", "stop", "nothing")
+    assert done.returncode == EnvironmentFault.exit_code
+    assert "the cluster has no job `nothing`" in done.stderr
