@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test soak check bench clean
 
 setup: $(VENV)/ready
 
@@ -19,6 +19,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Random faults for MINUTES, and every crash point and signal under every launcher.
+MINUTES ?= 20
+soak: setup
+	DIST_LM_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,8 +7,9 @@ folder is claimed only after that.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import PreTrainedModel
 
 import dist_lm
 from dist_lm import disk
+from dist_lm.attempt import Attempt
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
 from dist_lm.data.cache import ShardCache
@@ -31,11 +34,13 @@ from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
+from dist_lm.memory import chosen_micro_rows
 from dist_lm.parameters import frozen_sha256
 from dist_lm.ranks import Ranks
 from dist_lm.run_dir import RunDir, check_space
 from dist_lm.run_model import FROZEN_KEY
 from dist_lm.schedule import BatchPlan
+from dist_lm.stop import StopFlag
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
 
@@ -53,7 +58,7 @@ class Parts:
     config: RunConfig
     ranks: Ranks
     run_dir: RunDir
-    attempt: int
+    attempt: Attempt
     plan: BatchPlan
     task: Task
     engine: Engine
@@ -62,6 +67,8 @@ class Parts:
     data: TrainingSet
     cache: ShardCache | None
     """Copies of remote shards on this machine."""
+    micro_rows: int
+    """Most rows of one forward pass on one rank."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +78,39 @@ class _Inputs:
     data: TrainingSet
     task: Task
     identity: dict[str, Any]
+    micro_rows: int
 
 
-def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
-    """Raises ConfigError, DataError or EnvironmentFault, the same on every rank."""
+def assemble(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: str) -> Parts:
+    """Raises ConfigError, DataError or EnvironmentFault, the same on every rank.
+
+    The attempt that it begins is the caller's to end.
+    """
     config = loaded.config
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
     model = _together(ranks, lambda: inputs.task.build_model(config.model))
-    facts = {**inputs.identity, **ranks.agree(lambda: _frozen(model))}
+    facts = {**inputs.identity, **ranks.agree(lambda: model_facts(config, model))}
     ranks.agree(lambda: run_dir.claim(facts, lambda stored: identity_diff(stored, facts, config.run.allow_change)))
+    attempt = Attempt.begin(run_dir, config.run, ranks, stop, launcher=launcher)
+    try:
+        return _build(loaded, inputs, model, run_dir, attempt, ranks, launcher)
+    except BaseException as error:
+        attempt.end(error)
+        raise
+
+
+def _build(
+    loaded: LoadedConfig,
+    inputs: _Inputs,
+    model: PreTrainedModel,
+    run_dir: RunDir,
+    attempt: Attempt,
+    ranks: Ranks,
+    launcher: str,
+) -> Parts:
+    """The engine, once it is certain that this run is wanted."""
+    config = loaded.config
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     num_parameters = sum(p.numel() for p in model.parameters())
     ranks.agree(lambda: check_space(run_dir.path, num_parameters * _FP32_BYTES * _CHECKPOINT_COPIES))
@@ -102,12 +132,8 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         ranks=ranks,
         seed=config.run.seed,
     )
-    pids = ranks.gather(os.getpid())
-    hosts = ranks.gather(platform.node())
-    facts = {"launcher": launcher, "world_size": ranks.world_size, "pids": pids, "hosts": hosts}
-    attempt = ranks.agree(lambda: run_dir.open_attempt(facts))
     if ranks.is_first:
-        _header(config, inputs, engine, num_parameters, attempt, launcher)
+        _header(config, inputs, engine, num_parameters, attempt.number, launcher)
     return Parts(
         config,
         ranks,
@@ -119,6 +145,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, launcher: str) -> Parts:
         shapes,
         inputs.data,
         open_cache(config),
+        inputs.micro_rows,
     )
 
 
@@ -133,14 +160,21 @@ def _together(ranks: Ranks, work: Any) -> Any:
     return result
 
 
-def _frozen(model: Any) -> dict[str, str]:
-    """Checkpoints hold trained weights only: a run goes on only over the same frozen ones."""
-    digest = frozen_sha256(model)
-    return {FROZEN_KEY: digest} if digest else {}
+def model_facts(config: RunConfig, model: Any) -> dict[str, str]:
+    """What decides the model and stands in files: its config.json, and the weights that are not trained.
+
+    Checkpoints hold trained weights only: a run goes on only over the same frozen ones.
+    """
+    facts = {FROZEN_KEY: frozen_sha256(model)}
+    if config.model.config is not None:
+        fields = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+        facts["model.config"] = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return {key: value for key, value in facts.items() if value}
 
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
-    plan = BatchPlan.divide(config.batch.global_rows, config.batch.micro_rows, ranks.world_size)
+    micro_rows = ranks.agree(lambda: chosen_micro_rows(config, RunDir(config.run.dir)))
+    plan = BatchPlan.divide(config.batch.global_rows, micro_rows, ranks.world_size)
     tokenizer = load_tokenizer(config.data.tokenizer)
     data = open_training_set(config)
     for source in data.sources:
@@ -158,7 +192,7 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     task = build_task(config.task, tokenizer, data.view, config.run.seed)
     data.refuse_larger_batch(config.batch.global_rows)
     facts = {**identity(config), "data.train": data.identity(config.data.sources)}
-    return _Inputs(plan, tokenizer, data, task, facts)
+    return _Inputs(plan, tokenizer, data, task, facts, micro_rows)
 
 
 def open_training_set(config: RunConfig) -> TrainingSet:

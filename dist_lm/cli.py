@@ -17,6 +17,7 @@ import typer
 
 from dist_lm import cli_model
 from dist_lm.cli_data import data_app, tokenizer_app
+from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
 app.add_typer(cli_model.app)
+add_verbs(app)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as optim.lr=1e-4.")]
@@ -128,11 +130,13 @@ def config_check(
     dist-lm config check -c my.yaml --ranks 8
     """
     from dist_lm.deepspeed_config import load_run, resolve
+    from dist_lm.memory import chosen_micro_rows
+    from dist_lm.run_dir import RunDir
     from dist_lm.schedule import BatchPlan
 
     loaded = load_run(config, overrides or [])
-    batch = loaded.config.batch
-    plan = BatchPlan.divide(batch.global_rows, batch.micro_rows, ranks)
+    micro_rows = chosen_micro_rows(loaded.config, RunDir(loaded.config.run.dir))
+    plan = BatchPlan.divide(loaded.config.batch.global_rows, micro_rows, ranks)
     resolved = resolve(
         loaded.config,
         world_size=ranks,
@@ -154,24 +158,6 @@ def config_schema() -> None:
     from dist_lm.config_files import schema
 
     print(json.dumps(schema(), indent=2))
-
-
-@app.command()
-def tb(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 6006,
-) -> None:
-    """Show a run in TensorBoard.
-
-    dist-lm tb runs/demo
-    """
-    from dist_lm.run_dir import RunDir
-
-    folder = RunDir(run).tensorboard
-    if not folder.is_dir():
-        raise ConfigError(f"{run} holds no TensorBoard files", do="Name a folder that `dist-lm train` wrote.")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
-    os.execv(sys.executable, command)
 
 
 @ops_app.command("build")

@@ -125,7 +125,7 @@ def evaluate(
 
     dist-lm eval --from runs/ner@best --in test.jsonl --slice-by source --out figures.json
 
-    dist-lm eval --from gpt2 --task causal_lm --in wikitext.jsonl
+    dist-lm eval --from gpt2-folder --task causal_lm --in texts.jsonl
     """
     request = _request(
         model, records, task, field, max_bad, ranks,

@@ -7,13 +7,12 @@ as they are: they count from the working directory, not from the YAML file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec
 from dist_lm.config_fine_tuning import (
@@ -25,14 +24,17 @@ from dist_lm.config_fine_tuning import (
 )
 from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
-from dist_lm.config_section import Rule, Section, Seed, refuse
+from dist_lm.config_run import BatchSection, BestSection, EarlyStopSection, RunSection
+from dist_lm.config_section import Rule, Section, refuse
 
 __all__ = [
     "BatchSection",
+    "BestSection",
     "CacheSection",
     "CausalLmTask",
     "ClassificationTask",
     "DataSection",
+    "EarlyStopSection",
     "InstructionTask",
     "LoraSection",
     "MlmTask",
@@ -52,28 +54,6 @@ __all__ = [
 ]
 
 
-_SECRET = re.compile(r"://([^/]*:[^/]*@|[^?]*\?)")
-
-
-class RunSection(Section):
-    dir: Path
-    """Folder of this run: checkpoints, metrics, logs.  The same folder goes on where it was."""
-    steps: PositiveInt
-    """Optimizer updates in the whole run."""
-    seed: Seed = 0
-    """Decides weights, data order, masks and dropout."""
-    log_every: PositiveInt = 10
-    """Steps between two metric records."""
-    eval_every: NonNegativeInt = 0
-    """Steps between two evaluations; 0: only at the end."""
-    save_every: PositiveInt = 500
-    """Steps between two checkpoints.  The last step is always saved."""
-    keep: PositiveInt = 3
-    """Checkpoints kept; older ones are removed once a newer one is verified."""
-    allow_change: tuple[str, ...] = ()
-    """Dotted keys that may differ from those the run folder was begun with."""
-
-
 Task = Annotated[
     MlmTask
     | CausalLmTask
@@ -87,13 +67,6 @@ Task = Annotated[
 ]
 
 
-class BatchSection(Section):
-    global_rows: PositiveInt = Field(alias="global")
-    """Rows that all ranks together train on in one step."""
-    micro_rows: PositiveInt = Field(alias="micro")
-    """Most rows that one rank sends through one forward pass."""
-
-
 class RunConfig(Section):
     task: Task
     model: ModelSection = ModelSection()
@@ -101,8 +74,8 @@ class RunConfig(Section):
     batch: BatchSection
     optim: OptimSection
     run: RunSection
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 keeps fp32 master weights."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 keep fp32 master weights; fp16 has a loss scale, which is part of the checkpoint."""
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
     """ZeRO stage; auto takes the DeepSpeed file's stage, or 1 without a file."""
     deepspeed: Path | None = None
@@ -117,7 +90,7 @@ class RunConfig(Section):
 def _broken_rules(config: RunConfig) -> Iterator[Rule]:
     """Every rule over two sections."""
     batch, run, schedule = config.batch, config.run, config.optim.schedule
-    if batch.micro_rows > batch.global_rows:
+    if batch.micro_rows != "auto" and batch.micro_rows > batch.global_rows:
         yield (
             f"batch.micro {batch.micro_rows} is larger than batch.global {batch.global_rows}",
             ("batch.micro", "batch.global"),
@@ -133,16 +106,13 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
-    places = {"data.train": [source.path for source in config.data.sources]}
-    places["data.heldout"] = list(config.data.heldout_sets.values())
-    for key, locations in places.items():
+    for key in config.data.keys_with_secrets:
         # A configuration is shown, logged, and copied into the run folder.
-        if any(_SECRET.search(location) for location in locations):
-            yield (
-                f"{key} holds a URL with a password or a query string; credentials belong into the environment, "
-                "~/.netrc, or the files of the storage's own tools",
-                (key,),
-            )
+        yield (
+            f"{key} holds a URL with a password or a query string; credentials belong into the environment, "
+            "~/.netrc, or the files of the storage's own tools",
+            (key,),
+        )
     steps = [stage.from_step for stage in config.data.stages]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield "data.stages begin at steps that do not grow", ("data.stages",)
@@ -150,8 +120,8 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
         yield f"data.stages begin at step {steps[-1]}, after run.steps {run.steps}", ("data.stages", "run.steps")
     if steps and len(config.data.sources) < 2:
         yield "data.stages has no effect: data.train is not a mixture", ("data.stages", "data.train")
-    if run.eval_every and not config.data.heldout:
-        yield (
-            "run.eval_every has no effect without data.heldout",
-            ("run.eval_every", "data.heldout"),
-        )
+    if config.precision == "fp16" and config.zero == 0:
+        yield "precision fp16 needs zero 1, 2 or 3: at stage 0 DeepSpeed does not clip", ("precision", "zero")
+    for key in ("eval_every", "best", "early_stop"):
+        if getattr(run, key) and not config.data.heldout:
+            yield f"run.{key} has no effect without data.heldout", (f"run.{key}", "data.heldout")

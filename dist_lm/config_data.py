@@ -6,6 +6,7 @@ its key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,8 @@ from pydantic import (
 )
 
 from dist_lm.config_section import Section, refuse
+
+_SECRET = re.compile(r"://([^/]*:[^/]*@|[^?]*\?)")
 
 
 class SourceSpec(BaseModel):
@@ -125,3 +128,12 @@ class DataSection(Section):
         if isinstance(self.heldout, dict):
             return self.heldout
         return {"": self.heldout} if self.heldout else {}
+
+    @property
+    def keys_with_secrets(self) -> list[str]:
+        """Keys with a URL that holds, or may hold, a credential."""
+        locations = {
+            "data.train": [source.path for source in self.sources],
+            "data.heldout": list(self.heldout_sets.values()),
+        }
+        return [key for key, found in locations.items() if any(_SECRET.search(location) for location in found)]

@@ -25,7 +25,8 @@ from dist_lm.yaml_tree import Entry, Tree, find, merge, parse_value, plain, read
 
 DEFAULT = "default"
 _PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.tokenizer", "run.dir")
-_REPORTING = ("run.log_every", "run.eval_every", "run.save_every", "run.keep", "run.allow_change")
+_STEERED = ("run.steps", "run.seed")
+"""Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
 _SHARING = (
     "batch.micro",
     "data.cache",
@@ -73,11 +74,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
-    left_out = (*_PATHS, *_REPORTING, *_SHARING)
+    left_out = (*_PATHS, *_SHARING)
     return {
         key: _json(value)
         for key, value in flatten(config).items()
         if not any(f"{key}.".startswith(f"{name}.") for name in left_out)
+        and (key in _STEERED or not key.startswith("run."))
     }
 
 

@@ -166,6 +166,8 @@ def _agree(config: RunConfig, origins: Mapping[str, str]) -> _Agreed:
         written = value_at(tree, path)
         if written is None:
             continue
+        if written is False and keys.SWITCHES.get(path, current["precision"]) != current["precision"]:
+            continue
         place = list(find(tree, path))[-1].place
         wanted = owned.in_yaml_terms(written)
         source = sources.get(owned.key, DEFAULT)
@@ -216,7 +218,7 @@ def _accumulation(agreed: _Agreed) -> Iterator[Problem]:
     written = agreed.value("data_types", "grad_accum_dtype")
     config = agreed.config
     stage = _stage(config)
-    allowed = {"fp32"} if config.precision == "fp32" else {"bf16"} if stage == 0 else {"fp32", "bf16"}
+    allowed = {config.precision} if stage == 0 else {"fp32", config.precision}
     if written is not None and keys.data_type(written) not in allowed:
         source = agreed.origins.get("precision", DEFAULT)
         why = (
@@ -236,7 +238,7 @@ def _complete(agreed: _Agreed, micro_rows: int, micro_steps: int, notes: list[st
     for name in ("train_batch_size", "optimizer"):
         # Left unset: DeepSpeed derives the one, and is handed the other.
         settings.pop(name, None)
-    stage, bf16 = _stage(config), config.precision == "bf16"
+    stage, low = _stage(config), config.precision != "fp32"
     settings |= {
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": micro_steps,
@@ -247,9 +249,11 @@ def _complete(agreed: _Agreed, micro_rows: int, micro_steps: int, notes: list[st
     settings.setdefault("wall_clock_breakdown", False)
     # Its timer synchronises the device twice a micro-step.
     settings.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
-    settings.setdefault("bf16", {})["enabled"] = bf16
+    settings.setdefault("bf16", {})["enabled"] = config.precision == "bf16"
+    if config.precision == "fp16":
+        settings.setdefault("fp16", {})["enabled"] = True
     settings.setdefault("zero_optimization", {})["stage"] = stage
-    if bf16 and stage and micro_steps > 1:
+    if low and stage and micro_steps > 1:
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if config.zero == AUTO:
         notes.append(f"zero = {stage}   default")

@@ -88,8 +88,8 @@ _FP32_MASTERS = "bf16 in dist_lm keeps fp32 master weights and optimizer states"
 _USE_OFFLOAD = "it is deprecated: write offload_optimizer or offload_param with a device"
 
 REFUSED_IF_ON: dict[KeyPath, str] = {
-    ("fp16", "enabled"): "precision is fp32 or bf16, and the YAML owns it",
-    ("torch_autocast", "enabled"): "precision is fp32 or bf16, and the YAML owns it",
+    ("fp16", "auto_cast"): "dist_lm casts the model itself",
+    ("torch_autocast", "enabled"): "precision is fp32, bf16 or fp16, and the YAML owns it",
     ("bf16", "bf16_master_weights_and_grads"): _FP32_MASTERS,
     ("bf16", "bf16_optimizer_states"): _FP32_MASTERS,
     ("zero_optimization", "cpu_offload"): _USE_OFFLOAD,
@@ -160,14 +160,15 @@ UNCHECKED: dict[KeyPath, frozenset[str]] = {
 """Blocks whose unknown keys DeepSpeed ignores, or would never see, with the keys that count."""
 
 
-def _precision(enabled: Any) -> Any:
-    return {True: "bf16", False: "fp32"}.get(enabled, enabled) if isinstance(enabled, bool) else enabled
+def _precision(name: str) -> Callable[[Any], Any]:
+    """What `enabled` of the block `name` says about the precision."""
+    return lambda enabled: {True: name, False: "fp32"}.get(enabled, enabled) if isinstance(enabled, bool) else enabled
 
 
 def data_type(name: Any) -> Any:
     """A type's short name, of the several that DeepSpeed takes."""
     short = str(name).lower().removeprefix("torch.")
-    return {"bfloat16": "bf16", "float32": "fp32", "float": "fp32"}.get(short, short)
+    return {"bfloat16": "bf16", "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16"}.get(short, short)
 
 
 def _optimizer(name: Any) -> Any:
@@ -191,7 +192,8 @@ OWNED_BY_YAML: dict[KeyPath, Owned] = {
     ("train_micro_batch_size_per_gpu",): Owned("batch.micro"),
     ("gradient_clipping",): Owned("optim.clip"),
     ("steps_per_print",): Owned("run.log_every"),
-    ("bf16", "enabled"): Owned("precision", _precision),
+    ("bf16", "enabled"): Owned("precision", _precision("bf16")),
+    ("fp16", "enabled"): Owned("precision", _precision("fp16")),
     ("data_types", "param_dtype"): Owned("precision", data_type),
     ("zero_optimization", "stage"): Owned("zero"),
     ("optimizer", "type"): Owned("optim.name", _optimizer),
@@ -201,6 +203,9 @@ OWNED_BY_YAML: dict[KeyPath, Owned] = {
     ("optimizer", "params", "weight_decay"): Owned("optim.weight_decay"),
 }
 """Settings with two possible homes: "auto", absent or equal in the JSON, else see deepspeed_config."""
+
+SWITCHES: dict[KeyPath, str] = {("bf16", "enabled"): "bf16", ("fp16", "enabled"): "fp16"}
+"""Settings that, when off, only say which precision it is not."""
 
 DERIVED: KeyPath = ("gradient_accumulation_steps",)
 """Follows from batch.global, batch.micro and the number of ranks."""

@@ -51,19 +51,23 @@ def _remedy(error: OSError, path: Path) -> str:
 
 
 class WholeFile:
-    """A file being written: synced and renamed to its name when the `with` block ends without an error."""
+    """A file being written: renamed to its name when the `with` block ends without an error.
 
-    def __init__(self, path: Path) -> None:
+    `durable`: synced before that, so that it survives a power cut.  `hashed`: tells its SHA-256.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True, hashed: bool = True) -> None:
         self.size = 0
         self.sha256 = ""
         """Of the content; known once the file is published."""
-        self._path = path
+        self._path, self._durable, self._hashed = path, durable, hashed
         self._temporary = path.with_name(path.name + ".tmp")
         self._hash = hashlib.sha256()
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in __exit__
 
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
+    def write(self, data: bytes | memoryview) -> int:
+        if self._hashed:
+            self._hash.update(data)
         self.size += len(data)
         return self._file.write(data)
 
@@ -73,12 +77,12 @@ class WholeFile:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         try:
             with self._file:
-                if error_type is None:
+                if error_type is None and self._durable:
                     self._file.flush()
                     os.fsync(self._file.fileno())
             if error_type is None:
                 os.replace(self._temporary, self._path)
-                self.sha256 = self._hash.hexdigest()
+                self.sha256 = self._hash.hexdigest() if self._hashed else ""
         finally:
             # Gone already after the rename; what a failed writer began must not fill the disk.
             self._temporary.unlink(missing_ok=True)

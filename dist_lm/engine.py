@@ -29,6 +29,10 @@ Sums = dict[str, Tensor]
 _DROPOUT = 201
 
 
+def _no_fault(_point: str) -> str:
+    return ""
+
+
 @dataclass
 class StepResult:
     """What one step leaves behind.  Tensors stay on the device until somebody reads them."""
@@ -37,6 +41,8 @@ class StepResult:
     """This rank's `<objective>_loss` and `<objective>_correct` sums."""
     grad_norm: float | Tensor
     """Global gradient norm before clipping."""
+    applied: bool = True
+    """False where the gradient was not finite, so that no rank changed its weights."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Host time of `forward`, `backward` and `optimizer`."""
 
@@ -136,12 +142,14 @@ class Engine:
         global_targets: Mapping[str, float],
         learning_rate: float,
         position: int,
+        fault: Callable[[str], str] = _no_fault,
     ) -> StepResult:
         """One optimizer update.
 
         `global_targets`: targets of each objective over all ranks and micro-batches.
         `position`: first row of the global batch; with the rank it seeds dropout, so that a resumed
         run draws the same masks and no generator has to be saved.
+        `fault`: faults.py's places inside a step, for tests.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
@@ -156,7 +164,10 @@ class Engine:
                 seed = keyed_hash(self.seed, _DROPOUT, position, index, self.ranks.rank)
                 torch.manual_seed(int(seed) >> 1)
                 sums = self._engine(**micro_batch.to(self.ranks.device).inputs)
+                fault("in_forward")
                 loss = sum(sums[f"{name}_loss"] * weight for name, weight in weights.items())
+                if fault("in_loss") == "nan":
+                    loss = loss * float("nan")
                 forwarded = self._clock()
                 seconds["forward"] += forwarded - began
                 self._engine.backward(loss, scale_wrt_gas=False)
@@ -164,10 +175,18 @@ class Engine:
                 seconds["backward"] += began - forwarded
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-        grad_norm = self._clip() if self._own_clip is not None else None
+        fault("before_optimizer")
+        grad_norm, finite = None, True
+        if self._own_clip is not None:
+            grad_norm = self._clip()
+            finite = bool(torch.isfinite(grad_norm))
+            if not finite:
+                # Without gradients the optimizer does nothing; DeepSpeed's own wrappers skip by themselves.
+                self.module.zero_grad(set_to_none=True)
         self._engine.step()
         seconds["optimizer"] = self._clock() - began
-        return StepResult(totals, self._grad_norm() if grad_norm is None else grad_norm, seconds)
+        applied = finite and bool(self._engine.was_step_applied())
+        return StepResult(totals, self._grad_norm() if grad_norm is None else grad_norm, applied, seconds)
 
     @torch.no_grad()
     def evaluate(self, micro_batch: MicroBatch) -> Sums:

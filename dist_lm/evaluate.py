@@ -7,12 +7,21 @@ gathered, only sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dist_lm.data.cache import ShardCache
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import PREDICTED, Task
+
+_LOOK_EVERY = 8
+"""Micro-batches between two looks for a stop request."""
+
+
+def _never() -> bool:
+    return False
 
 
 def evaluate(
@@ -24,8 +33,13 @@ def evaluate(
     micro_rows: int,
     seed: int,
     cache: ShardCache | None = None,
+    stop_now: Callable[[], bool] = _never,
 ) -> dict[str, float]:
-    """Averages over the data set in `location`; a collective call of all ranks."""
+    """Averages over the data set in `location`; a collective call of all ranks.
+
+    `stop_now`: asked now and then, at the same micro-batch on every rank; once it says yes, the
+    result is empty.
+    """
     sums: dict[str, float] = {}
     targets = dict.fromkeys(task.objectives, 0.0)
     state = task.metrics_state()
@@ -39,7 +53,9 @@ def evaluate(
         seed=seed,
         cache=cache,
     )
-    for micro_rows_of_rank in rows:
+    for number, micro_rows_of_rank in enumerate(rows):
+        if number % _LOOK_EVERY == 0 and stop_now():
+            return {}
         micro_batch = task.collate(micro_rows_of_rank)
         outputs = engine.evaluate(micro_batch)
         predicted = outputs.pop(PREDICTED, None)

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from dist_lm import disk, lora
-from dist_lm.checkpoint.commit import Checkpoint
+from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.model_card import model_card
 from dist_lm.run_dir import RunDir
-from dist_lm.run_model import model_of_run, section_of
-from dist_lm.trained import choose_checkpoint, fresh_model, split_location, whole_model
+from dist_lm.run_model import choose_checkpoint, model_of_run, section_of
+from dist_lm.trained import fresh_model, split_location, whole_model
 
 _PROBE_TEXT = "Return the number of items in the list, or raise an error if it is empty."
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,11 +1,15 @@
-"""Named places in the code where a test can make a process die.
+"""Named places in the code where a test can make something go wrong.
 
-Enters: DIST_LM_FAULT, such as `kill@rank1:step10:before_publish` (rank `*`: every rank).
-Leaves: SIGKILL of this process at that place.  Promises: without the variable, nothing happens.
+Enters: DIST_LM_FAULT, such as `kill@rank1:step10:before_publish` (`*`: every rank, every step).
+Leaves: the fault, at that place: SIGKILL or SIGSTOP of this process, an out-of-memory error, a full
+disk, a loss that is not finite.  It happens once, in the first attempt; with `:always` at the end,
+each time and in every attempt.
+Promises: without the variable, nothing happens.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -14,29 +18,67 @@ from dist_lm.errors import ConfigError
 
 VARIABLE = "DIST_LM_FAULT"
 POINTS = (
+    "before_data",
     "before_forward",
+    "in_forward",
+    "in_loss",
+    "in_collective",
     "before_optimizer",
     "after_step",
     "before_save",
+    "after_snapshot",
+    "before_write",
+    "in_write",
     "after_write",
+    "after_report",
+    "before_manifest",
     "before_publish",
     "after_publish",
+    "before_prune",
+    "after_prune",
     "in_evaluation",
 )
-_PATTERN = re.compile(r"kill@rank(?P<rank>\d+|\*):step(?P<step>\d+):(?P<point>\w+)")
+ACTIONS = ("kill", "stop", "oom", "full", "nan")
+_fired: set[str] = set()
+_PATTERN = re.compile(r"(?P<action>\w+)@rank(?P<rank>\d+|\*):step(?P<step>\d+|\*):(?P<point>\w+)(?P<always>:always)?")
 
 
-def fault_point(point: str, *, rank: int, step: int, attempt: int = 1) -> None:
-    """Die here if the variable arms this place.  Only a run's first attempt dies."""
-    armed = os.environ.get(VARIABLE)
-    if not armed:
-        return
-    match = _PATTERN.fullmatch(armed)
-    if match is None or match["point"] not in POINTS:
+def fault_point(point: str, *, rank: int, step: int, attempt: int = 1) -> str:
+    """Let the fault happen here if the variable arms this place.
+
+    Returns the action where the caller must see to it itself: `nan`; else an empty text.
+    """
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return ""
+    match = _PATTERN.fullmatch(text)
+    if match is None or match["point"] not in POINTS or match["action"] not in ACTIONS:
         raise ConfigError(
-            f"{VARIABLE}={armed} names no place in the code",
-            do=f"Write kill@rankR:stepN:POINT with POINT one of {', '.join(POINTS)}.",
+            f"{VARIABLE}={text} names no place in the code",
+            why=f"Actions: {', '.join(ACTIONS)}.",
+            do=f"Write ACTION@rankR:stepN:POINT with POINT one of {', '.join(POINTS)}.",
         )
-    here = point == match["point"] and step == int(match["step"]) and match["rank"] in ("*", str(rank))
-    if here and attempt == 1:
+    if point != match["point"] or match["step"] not in ("*", str(step)) or match["rank"] not in ("*", str(rank)):
+        return ""
+    if not match["always"]:
+        if attempt > 1 or text in _fired:
+            return ""
+        _fired.add(text)
+    return _act(match["action"])
+
+
+def forget() -> None:
+    """Let what has happened happen again: for several runs in one process."""
+    _fired.clear()
+
+
+def _act(action: str) -> str:
+    if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "oom":
+        raise MemoryError("out of memory: a test asked for this")
+    elif action == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return action

@@ -46,7 +46,7 @@ class Window:
         self._sums: dict[str, Tensor] = {}
         self._host: dict[str, float] = {}
         self._targets: dict[str, float] = {}
-        self._num_steps = 0
+        self.num_steps = 0
         self._opened_at = clock()
 
     def add(self, sums: Mapping[str, Tensor], targets: Mapping[str, float], **host: float) -> None:
@@ -58,7 +58,7 @@ class Window:
         for name, count in targets.items():
             self._targets[name] = self._targets.get(name, 0.0) + count
         self.add_seconds(**host)
-        self._num_steps += 1
+        self.num_steps += 1
 
     def add_seconds(self, **host: float) -> None:
         """Host figures that belong to the window and not to one step, such as checkpointing."""
@@ -75,7 +75,7 @@ class Window:
         host = dict(zip(host_names, totals[len(names) :], strict=True))
         elapsed_s = self._clock() - self._opened_at
         values = averages(sums, self._targets)
-        steps = max(self._num_steps, 1)
+        steps = max(self.num_steps, 1)
         values["tokens_per_second"] = host.pop("tokens", 0.0) / elapsed_s
         slots = host.pop("slots", 0.0)
         padded = host.pop("padding", 0.0)
@@ -155,3 +155,17 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
         return []
     records = [record for _, record in _records_with_lines(path)]
     return [record for record in records if kind is None or record["kind"] == kind]
+
+
+def progress_line(step: int, steps: int, values: dict[str, float]) -> str:
+    """One record for a person."""
+    losses = "  ".join(
+        f"{name} {value:.4f}"
+        for name, value in values.items()
+        if name == "loss" or name.endswith(("_loss", "_accuracy"))
+    )
+    waiting = values["data_seconds"] / values["step_seconds"]
+    return (
+        f"step {step}/{steps}  {losses}  lr {values['learning_rate']:.2e}  gnorm {values['grad_norm']:.2f}  "
+        f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  data {waiting:.1%}"
+    )

@@ -91,7 +91,12 @@ def load(
     config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
     if not section.resize_embeddings:
         _compare_vocabulary(place, config, tokenizer)
-    _check_positions(config, positions, where=str(folder), do="Prepare the data with --seq-len {room} or less.")
+    _check_positions(
+        config,
+        positions,
+        where=str(folder),
+        do="Shorten the rows: data.seq_len for kind tokens, else --seq-len of `data prepare`; {room} tokens at most.",
+    )
     config.update(head)
     model, info = _class_for(auto_class, config, where=str(folder)).from_pretrained(
         place if place == folder else None,
@@ -206,7 +211,7 @@ def _check_positions(config: PretrainedConfig, positions: int, *, where: str, do
         room -= (config.pad_token_id or 0) + 1
     if room is not None and positions > room:
         raise DataError(
-            f"rows of {positions} tokens do not fit a model with {room} positions",
+            f"model inputs of {positions} tokens do not fit a model with {room} positions",
             where=where,
             why="Places behind the last position have no embedding.",
             do=do.format(room=room, needed=positions),

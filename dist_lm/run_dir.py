@@ -5,7 +5,9 @@
     attempts/0001.json ...                          who ran it, from which step, how it ended
     checkpoints/step-00000100/ ...
     metrics.jsonl  tb/                              what it measured
-    logs/  errors/
+    logs/  errors/  heartbeats/
+    lease.json  run_id                              which attempt may write; whose checkpoints these are
+    rollbacks.json  memory.json                     what later attempts must know
 
 Enters: a folder name.  Leaves: the paths in it.  Promises: one folder is one run; another
 configuration is refused before anything is touched.
@@ -16,10 +18,13 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dist_lm import disk
 from dist_lm.errors import ConfigError, EnvironmentFault
@@ -67,6 +72,44 @@ class RunDir:
     def identity(self) -> Path:
         return self.path / "identity.json"
 
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "lease.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """There while somebody asks the run to stop."""
+        return self.path / "stop"
+
+    def checkpoint_location(self) -> str:
+        """Where the run's checkpoints lie: run.checkpoints, or a folder of the run."""
+        if self.config.is_file():
+            elsewhere = yaml.safe_load(self.config.read_text())["run"].get("checkpoints")
+            if elsewhere:
+                return str(elsewhere)
+        return str(self.checkpoints)
+
+    def run_id(self) -> str:
+        """What tells this run's checkpoints from those of another; made at the first call."""
+        path = self.path / "run_id"
+        if not path.exists():
+            disk.write_bytes(path, uuid.uuid4().hex.encode())
+        return path.read_text()
+
+    def read_list(self, name: str) -> list[dict[str, Any]]:
+        """A small list of facts that outlives attempts, such as the rollbacks."""
+        path = self.path / f"{name}.json"
+        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        return found
+
+    def append(self, name: str, facts: dict[str, Any]) -> None:
+        """Add to the list of `read_list`."""
+        disk.write_json(self.path / f"{name}.json", [*self.read_list(name), facts])
+
     def begin(self) -> None:
         """Create the folders.  Raises ConfigError where a file is in the way."""
         with disk.disk_errors(self.path):
@@ -111,16 +154,24 @@ class RunDir:
         # The launcher may have put its logs there before the first rank came up.
         return self.path.is_dir() and any(entry.name != "logs" for entry in self.path.iterdir())
 
+    def next_attempt(self) -> int:
+        """Number of the next attempt, counted from 1."""
+        return len(list(self.attempts.glob("*.json"))) + 1
+
     def open_attempt(self, facts: dict[str, Any]) -> int:
         """Number of the attempt that begins now; its facts are on disk."""
-        attempt = len(list(self.attempts.glob("*.json"))) + 1
+        attempt = self.next_attempt()
         disk.write_json(self._attempt_file(attempt), {"attempt": attempt, "began_at": time.time(), **facts})
         return attempt
 
+    def add_to_attempt(self, attempt: int, **facts: Any) -> None:
+        """Add facts to an attempt's record."""
+        path = self._attempt_file(attempt)
+        disk.write_json(path, {**json.loads(path.read_text()), **facts})
+
     def close_attempt(self, attempt: int, **facts: Any) -> None:
         """Add how the attempt ended."""
-        path = self._attempt_file(attempt)
-        disk.write_json(path, {**json.loads(path.read_text()), "ended_at": time.time(), **facts})
+        self.add_to_attempt(attempt, **{"ended_at": time.time(), **facts})
 
     def attempt_facts(self, attempt: int) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(self._attempt_file(attempt).read_text())

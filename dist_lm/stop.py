@@ -1,6 +1,7 @@
-"""Stopping on request: a signal to any rank becomes one decision of all ranks.
+"""Stopping on request: what one rank hears becomes one decision of all ranks.
 
-Enters: SIGTERM or SIGINT.  Leaves: a flag that the loop adds up over the ranks each step.
+Enters: SIGTERM or SIGINT, a file that `dist-lm stop` wrote, a time limit, a launcher that died.
+Leaves: a flag that the loop adds up over the ranks each step.
 Promises: the first signal only raises the flag; a second one ends the process at once.
 """
 
@@ -9,6 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -17,8 +21,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopFlag:
     """Raised by a signal of this process, or by `request`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._reason = ""
+        self._asked_at = 0.0
 
     @property
     def reason(self) -> str:
@@ -26,7 +32,13 @@ class StopFlag:
         return self._reason
 
     def request(self, reason: str) -> None:
-        self._reason = self._reason or reason
+        if not self._reason:
+            self._asked_at = self._clock()
+            self._reason = reason
+
+    def waited_s(self) -> float:
+        """Time since the first request; 0 while there is none."""
+        return self._clock() - self._asked_at if self._reason else 0.0
 
     def listen(self) -> None:
         """Catch the stop signals.  Outside the main thread Python forbids it: then do nothing."""
@@ -36,6 +48,62 @@ class StopFlag:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._reason:
+        if self._reason and self._reason.startswith("SIG"):
             os._exit(128 + number)
         self.request(signal.Signals(number).name)
+
+
+def at_time_limit(stop: StopFlag, limit_s: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], None]:
+    """A duty that asks to stop once `limit_s` have passed from now on."""
+    began_at = clock()
+
+    def look() -> None:
+        if clock() - began_at >= limit_s:
+            stop.request("the time limit")
+
+    return look
+
+
+def on_file(stop: StopFlag, path: Path) -> Callable[[], None]:
+    """A duty that asks to stop once the file is there."""
+
+    def look() -> None:
+        if path.exists():
+            stop.request("dist-lm stop")
+
+    return look
+
+
+def on_orphaned(stop: StopFlag, *, grandparent: bool) -> Callable[[], None]:
+    """A duty that asks to stop once this process's launcher is gone.
+
+    `grandparent`: also once the launcher's own parent is gone.  The program `deepspeed` starts
+    another one that starts the ranks, and forwards no signal to either.
+    """
+    parent = os.getppid()
+    above = _parent_of(parent) if grandparent else 0
+
+    def look() -> None:
+        if os.getppid() != parent or (grandparent and above > 1 and _parent_of(parent) != above):
+            stop.request("the launcher is gone")
+
+    return look
+
+
+def within_budget(stop: StopFlag, budget_s: float, end: Callable[[], None]) -> Callable[[], None]:
+    """A duty that calls `end` once a stop has taken longer than its budget."""
+
+    def look() -> None:
+        if stop.waited_s() > budget_s:
+            end()
+
+    return look
+
+
+def _parent_of(pid: int) -> int:
+    """Parent of a process; 0 where it cannot be told."""
+    try:
+        # The name in parentheses may hold spaces; the state and the parent follow it.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -8,27 +8,32 @@ here, in order.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from dist_lm.assemble import Parts, assemble, open_stream
-from dist_lm.checkpoint import commit
-from dist_lm.checkpoint.commit import Checkpoint, Progress, Reader
-from dist_lm.checkpoint.fragments import own_fragments, restore
+from dist_lm.batches import Batch, divide
+from dist_lm.checkpoint.commit import Retention
+from dist_lm.checkpoint.fragments import loss_scale, own_fragments
+from dist_lm.checkpoint.manifest import Progress
+from dist_lm.checkpoint.policy import SavePolicy
+from dist_lm.checkpoint.store import open_store, step_name
+from dist_lm.checkpoint.writer import RETRY_PAUSES_S, Writer
 from dist_lm.config_files import LoadedConfig
-from dist_lm.data.rows import Rows, StepRows
-from dist_lm.errors import DataError, DistLMError, Diverged, StopRequested
+from dist_lm.data.rows import StepRows
+from dist_lm.engine import StepResult
+from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.evaluate import evaluate
 from dist_lm.faults import fault_point
-from dist_lm.metrics import MetricsLog, Window
+from dist_lm.memory import explained
+from dist_lm.metrics import MetricsLog, Window, averages, progress_line
 from dist_lm.ranks import Ranks
-from dist_lm.run_dir import RunDir
-from dist_lm.schedule import BatchPlan, learning_rate
+from dist_lm.resume import SmallState, resume, roll_back, stamp, with_state
+from dist_lm.schedule import learning_rate
 from dist_lm.stop import StopFlag
 from dist_lm.tasks.base import MicroBatch
 
@@ -52,10 +57,15 @@ def train(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: str) 
     Raises StopRequested when somebody asked to stop and a checkpoint is saved; any other
     DistLMError as its class says.
     """
-    parts = assemble(loaded, ranks, launcher=launcher)
+    parts = assemble(loaded, ranks, stop=stop, launcher=launcher)
+    failure: BaseException | None = None
     try:
         return _Loop(parts, stop).run()
+    except BaseException as error:
+        failure = error
+        raise
     finally:
+        parts.attempt.end(failure)
         parts.engine.close()
 
 
@@ -65,15 +75,31 @@ class _Loop:
     def __init__(self, parts: Parts, stop: StopFlag) -> None:
         self.parts, self.stop = parts, stop
         self.config, self.ranks, self.engine, self.task = parts.config, parts.ranks, parts.engine, parts.task
-        self.run_dir: RunDir = parts.run_dir
-        self.progress = self._resume()
-        self.resumed_step = self.progress.step
-        self.saved_step = self.progress.step
+        self.run_dir, self.attempt, self.watch = parts.run_dir, parts.attempt, parts.attempt.watch
+        run = self.config.run
+        self.store = open_store(run.checkpoints or str(self.run_dir.checkpoints))
+        self.run_id = self.ranks.agree(self.run_dir.run_id)
+        self.small = SmallState(parts)
+        self.progress = resume(parts, self.store, self.run_id, self.small)
+        self.writer = Writer(
+            self.store,
+            self.ranks,
+            run_id=self.run_id,
+            attempt=self.attempt.number,
+            retention=Retention(run.keep, run.keep_every),
+            fence=self.attempt.fence,
+            pauses_s=RETRY_PAUSES_S[: run.save_retries],
+        )
+        self.resumed_step = self.saved_step = self.progress.step
+        self.attempt.resumed_at(self.progress.step)
+        self.saves = SavePolicy(run.save_every)
         self.metrics: MetricsLog | None = None
         self.window = Window()
         self.last_metrics: dict[str, float] = {}
         self.heldout_metrics: dict[str, float] = {}
-        self.stop_agreed = False
+        self.stop_agreed = self.save_agreed = False
+        self.spoilt = False
+        """The last steps were bad enough to go back."""
         self.grad_norm: float | Tensor = 0.0
         self.learning_rate = 0.0
 
@@ -82,17 +108,18 @@ class _Loop:
         if self.ranks.is_first:
             self.metrics = MetricsLog(self.run_dir.metrics, self.run_dir.tensorboard, resumed_step=self.resumed_step)
         try:
-            self._steps()
-            if self.stop_agreed:
-                raise StopRequested(
-                    f"stopped at step {self.progress.step} of {self.config.run.steps}",
-                    where=str(self.run_dir.path),
-                    why=f"Reason: {self.stop.reason or 'another rank was asked to stop'}. A checkpoint is saved.",
-                    do="Run the same command to go on.",
-                )
+            self._train_and_save()
         finally:
+            self.writer.abandon()
             if self.metrics:
                 self.metrics.close()
+        if self.stop_agreed:
+            raise StopRequested(
+                f"stopped at step {self.progress.step} of {self.config.run.steps}",
+                where=str(self.run_dir.path),
+                why=f"Reason: {self.stop.reason or 'another rank was asked to stop'}. A checkpoint is saved.",
+                do="Run the same command to go on.",
+            )
         return Outcome(
             self.progress,
             self.last_metrics,
@@ -101,114 +128,131 @@ class _Loop:
             time.monotonic() - began_at,
         )
 
-    def _resume(self) -> Progress:
-        checkpoint = commit.newest_verified(self.run_dir.checkpoints, self.ranks)
-        fresh = Progress(step=0, position=0, data_fingerprint=self.parts.data.fingerprint())
-        if checkpoint is None:
-            return self._stamp(fresh)
-        if checkpoint.progress.data_fingerprint != self.parts.data.fingerprint(checkpoint.progress.position):
-            raise DataError(
-                "the checkpoint's position counts rows of another data set or order",
-                where=str(checkpoint.folder),
-                do="Use the data, weights, data.lanes, data.era and run.seed that the run was begun with.",
-            )
-        began_at = time.monotonic()
-        self._load(checkpoint)
-        if self.ranks.is_first:
-            log.info(
-                "resume  step %d from %s, verified %d files (%.1f s)",
-                checkpoint.progress.step,
-                checkpoint.folder.name,
-                len(checkpoint.files),
-                time.monotonic() - began_at,
-            )
-        return self._stamp(checkpoint.progress)
+    @property
+    def _done(self) -> bool:
+        early = self.small.early_stop
+        exhausted = early is not None and early.exhausted
+        return self.progress.step >= self.config.run.steps or self.stop_agreed or exhausted
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        reader = Reader(checkpoint)
-        reader.expect(self.parts.shapes)
-        restore(self.engine, reader.read, step=checkpoint.progress.step)
-
-    def _stamp(self, progress: Progress, **changes: Any) -> Progress:
-        """The progress with who trains now."""
-        now = {
-            "world_size": self.ranks.world_size,
-            "zero_stage": self.engine.stage,
-            "precision": self.config.precision,
-        }
-        return Progress(**{**asdict(progress), **now, **changes})
-
-    def _steps(self) -> None:
-        run = self.config.run
-        if self.progress.step >= run.steps:
+    def _train_and_save(self) -> None:
+        if self._done:
             self._evaluate()
             return
-        position = self.progress.position
-        with open_stream(self.parts, position=position) as stream:
+        while not self._done:
+            self._steps()
+            if self.spoilt:
+                self._roll_back()
+        self.watch.enter("checkpoint", self.progress.step)
+        # The last save is waited for; its error is everybody's.
+        self.writer.finish()
+        self._tell_saves()
+
+    def _steps(self) -> None:
+        """Until the run ends, or has to go back."""
+        with open_stream(self.parts, position=self.progress.position) as stream:
             batches = iter(stream)
-            while self.progress.step < run.steps and not self.stop_agreed:
+            while not self._done and not self.spoilt:
                 self._one_step(batches)
-                self._after_step()
+                if not self.spoilt:
+                    self._after_step()
 
     def _one_step(self, batches: Iterator[StepRows]) -> None:
         step = self.progress.step + 1
+        batch = self._next_batch(batches, step)
+        self.watch.enter("step", step)
         self._fault("before_forward", step)
+        rate = learning_rate(self.config.optim, step=step, steps=self.config.run.steps)
+        with explained(self.parts, step):
+            result = self.engine.step(
+                batch.micro_batches,
+                global_targets=batch.targets,
+                learning_rate=rate,
+                position=batch.rows.position,
+                fault=lambda point: self._fault(point, step),
+            )
+        self.progress = stamp(
+            self.parts,
+            self.progress,
+            step=step,
+            position=batch.rows.next_position,
+            data_fingerprint=self.parts.data.fingerprint(batch.rows.next_position),
+            tokens=self.progress.tokens + batch.global_tokens,
+        )
+        self.grad_norm, self.learning_rate = result.grad_norm, rate
+        self._count(batch, result)
+        self._fault("after_step", step)
+
+    def _next_batch(self, batches: Iterator[StepRows], step: int) -> Batch:
+        """This step's rows, and the one small sum over ranks that each step has."""
+        self.watch.enter("data", step)
+        self._fault("before_data", step)
         began = time.perf_counter()
-        failure: DistLMError | None = None
+        failure: DistLMError | None = self.writer.error or self.attempt.lost
+        rows: StepRows | None = None
         micro_batches: list[MicroBatch] = []
         try:
-            step_rows = next(batches)
-            micro_batches = [
-                self.task.collate(rows) for rows in divide(self.task.by_length(step_rows.rows), self.parts.plan)
-            ]
+            rows = next(batches)
+            own = self.task.by_length(rows.rows)
+            micro_batches = [self.task.collate(part) for part in divide(own, self.parts.plan)]
         except DistLMError as error:
-            failure = error
+            failure = failure or error
         local = [sum(batch.targets[name] for batch in micro_batches) for name in self.task.objectives]
         tokens = sum(batch.tokens for batch in micro_batches)
-        # One small sum over ranks a step: targets (for the token-weighted loss), tokens, whether
-        # anybody was asked to stop, and whether anybody has no data.
-        *counts, global_tokens, stops, failures = self.ranks.sum(
-            [*local, tokens, bool(self.stop.reason), failure is not None]
+        self._fault("in_collective", step)
+        # Targets (for the token-weighted loss), tokens, whether anybody was asked to stop, whether
+        # rank 0's clock says that it is time to save, and whether anybody has no data, could not
+        # save, or lost the run.
+        due = self.ranks.is_first and self.saves.is_due(step)
+        *counts, global_tokens, stops, saves, failures = self.ranks.sum(
+            [*local, tokens, bool(self.stop.reason), due, failure is not None]
         )
         if failures:
             self.ranks.raise_together(failure)
+        assert rows is not None
+        self.stop_agreed, self.save_agreed = stops > 0, saves > 0
         targets = dict(zip(self.task.objectives, counts, strict=True))
-        self.stop_agreed = stops > 0
-        rate = learning_rate(self.config.optim, step=step, steps=self.config.run.steps)
-        data_s = time.perf_counter() - began
-        result = self.engine.step(
-            micro_batches, global_targets=targets, learning_rate=rate, position=step_rows.position
-        )
-        self.progress = self._stamp(
-            self.progress,
-            step=step,
-            position=step_rows.next_position,
-            data_fingerprint=self.parts.data.fingerprint(step_rows.next_position),
-            tokens=self.progress.tokens + int(global_tokens),
-        )
-        self.grad_norm, self.learning_rate = result.grad_norm, rate
+        return Batch(rows, micro_batches, targets, int(global_tokens), tokens, time.perf_counter() - began)
+
+    def _count(self, batch: Batch, result: StepResult) -> None:
+        """Let the guard see the step, and add it to the window."""
+        loss: float | None = None
+        if self.config.run.spike_mads and result.applied:
+            sums = {name: float(value) for name, value in result.sums.items()}
+            (loss,) = self.ranks.sum([averages(sums, batch.targets)["loss"]])
+        # fp16 finds its scale by steps that overflow: only one at the least scale says something.
+        searching = loss_scale(self.engine).get("cur_scale", 1.0) > 1.0
+        self.spoilt = self.small.guard.see(applied=result.applied or searching, loss=loss)
+        if not result.applied:
+            self._event("step_skipped", {"loss_scale": loss_scale(self.engine).get("cur_scale", 1.0)})
+            return
+        slots = float(sum(part.slots for part in batch.micro_batches))
         self.window.add(
             result.sums,
-            targets,
-            tokens=float(tokens),
-            slots=float(sum(batch.slots for batch in micro_batches)),
-            padding=float(sum(batch.slots for batch in micro_batches) - tokens),
-            data_seconds=data_s,
+            batch.targets,
+            tokens=float(batch.local_tokens),
+            slots=slots,
+            padding=slots - batch.local_tokens,
+            data_seconds=batch.seconds,
             **{f"{name}_seconds": value for name, value in result.seconds.items()},
         )
-        self._fault("after_step", step)
 
     def _after_step(self) -> None:
         run, step = self.config.run, self.progress.step
         last = step == run.steps or self.stop_agreed
         if step % run.log_every == 0 or last:
             self._record()
+        best: dict[str, Any] | None = None
         if (run.eval_every and step % run.eval_every == 0 and not self.stop_agreed) or step == run.steps:
-            self._evaluate()
-        if step % run.save_every == 0 or last:
-            self._save()
+            best = self._evaluate()
+        # No periodic save in the middle of bad steps: it could not be gone back to.
+        due = self.save_agreed and not self.small.guard.bad_in_row
+        if due or best or self._done:
+            self._save(best)
+        self._tell_saves()
 
     def _record(self) -> None:
+        if not self.window.num_steps:
+            return
         values = self.window.reduce(self.ranks)
         values |= {
             "learning_rate": self.learning_rate,
@@ -217,89 +261,79 @@ class _Loop:
             **self.parts.data.epochs(self.progress.position),
         }
         self.last_metrics = values
-        step = self.progress.step
-        if not math.isfinite(values["loss"]):
-            raise self._diverged(f"loss {values['loss']:.4g}")
-        self._refuse_bad_gradient()
         if self.metrics:
-            self.metrics.write("train", step, values)
-            log.info("%s", _line(step, self.config.run.steps, values))
+            self.metrics.write("train", self.progress.step, values)
+            log.info("%s", progress_line(self.progress.step, self.config.run.steps, values))
 
-    def _refuse_bad_gradient(self) -> None:
-        # The norm is the same on every rank: all raise, or none.
-        if not math.isfinite(float(self.grad_norm)):
-            raise self._diverged(f"gradient norm {float(self.grad_norm):.4g}")
-
-    def _diverged(self, what: str) -> Diverged:
-        return Diverged(
-            f"{what} at step {self.progress.step}",
-            where=str(self.run_dir.path),
-            why=f"The last checkpoint, of step {self.saved_step}, is from before.",
-            do="Lower optim.lr, lengthen optim.schedule.warmup_steps, or use precision=fp32.",
-        )
-
-    def _evaluate(self) -> None:
-        heldout_sets = self.config.data.heldout_sets
+    def _evaluate(self) -> dict[str, Any] | None:
+        """Held-out figures; the entry for BEST.json where they are the best so far."""
+        heldout_sets, step = self.config.data.heldout_sets, self.progress.step
         if not heldout_sets:
-            return
-        self._fault("in_evaluation", self.progress.step)
+            return None
+        self.watch.enter("evaluation", step)
+        self._fault("in_evaluation", step)
         began_at = time.monotonic()
-        self.heldout_metrics = {}
+        figures: dict[str, float] = {}
         for set_name, location in heldout_sets.items():
             values = evaluate(
                 self.engine,
                 self.task,
                 location,
                 self.ranks,
-                micro_rows=self.config.batch.micro_rows,
+                micro_rows=self.parts.micro_rows,
                 seed=self.config.run.seed,
                 cache=self.parts.cache,
+                stop_now=lambda: self.ranks.sum([bool(self.stop.reason)])[0] > 0,
             )
+            if not values:
+                self.stop_agreed = True
+                return None
             prefix = f"{set_name}_" if set_name else ""
-            self.heldout_metrics |= {prefix + name: value for name, value in values.items()}
+            figures |= {prefix + name: value for name, value in values.items()}
+        self.heldout_metrics = figures
         if self.metrics:
-            self.metrics.write("eval", self.progress.step, self.heldout_metrics)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in self.heldout_metrics.items())
-            log.info("step %d  eval  %s  (%.1f s)", self.progress.step, shown, time.monotonic() - began_at)
+            self.metrics.write("eval", step, figures)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            log.info("step %d  eval  %s  (%.1f s)", step, shown, time.monotonic() - began_at)
+        return self.small.see_evaluation(step, figures)
 
-    def _save(self) -> None:
-        if self.saved_step == self.progress.step:
+    def _save(self, best: dict[str, Any] | None) -> None:
+        """Snapshot now; the rest happens in the writer's thread."""
+        step = self.progress.step
+        if self.saved_step == step:
             return
-        self._refuse_bad_gradient()
-        began_at = time.monotonic()
-        folder = commit.save(
-            self.run_dir.checkpoints,
-            self.progress,
-            own_fragments(self.engine),
-            self.ranks,
-            attempt=self.parts.attempt,
-            keep=self.config.run.keep,
-        )
-        seconds = time.monotonic() - began_at
-        self.saved_step = self.progress.step
-        self.window.add_seconds(checkpoint_seconds=seconds)
+        self.watch.enter("checkpoint", step)
+        began = time.perf_counter()
+        progress = with_state(self.progress, self.parts, self.small)
+        self.writer.start(progress, lambda: own_fragments(self.engine), mark_best=best)
+        self.saves.saved()
+        self.saved_step = step
+        self.window.add_seconds(checkpoint_seconds=time.perf_counter() - began)
+
+    def _tell_saves(self) -> None:
+        for saved in self.writer.take_published():
+            name = step_name(saved.step)
+            self._event("saved", {"saved": name, "saved_step": saved.step, "save_seconds": saved.seconds})
+            log.info(
+                "step %d  saved %s, %.1f MB in %.2f s", self.progress.step, name, saved.num_bytes / 1e6, saved.seconds
+            )
+
+    def _roll_back(self) -> None:
+        self.watch.enter("checkpoint", self.progress.step)
+        self.writer.finish()
+        self._tell_saves()
+        bad_step = self.progress.step
+        self.progress = roll_back(self.parts, self.store, self.run_id, self.small, self.progress)
+        self.spoilt, self.saved_step, self.window = False, self.progress.step, Window()
         if self.metrics:
-            self.metrics.write("event", self.progress.step, {"saved": folder.name, "save_seconds": seconds})
-            log.info("step %d  saved %s in %.2f s", self.progress.step, folder.name, seconds)
+            self.metrics.close()
+            self.metrics = MetricsLog(self.run_dir.metrics, self.run_dir.tensorboard, resumed_step=self.progress.step)
+        self._event("rolled_back", {"bad_step": bad_step, "position": self.progress.position})
 
-    def _fault(self, point: str, step: int) -> None:
-        fault_point(point, rank=self.ranks.rank, step=step, attempt=self.parts.attempt)
+    def _event(self, name: str, values: dict[str, Any]) -> None:
+        if self.metrics:
+            self.attempt.fence()
+            self.metrics.write("event", self.progress.step, {"event": name, **values})
 
-
-def divide(rows: Rows, plan: BatchPlan) -> list[Rows]:
-    """This rank's rows as the plan's micro-batches; the last is filled with rows of weight zero."""
-    size = plan.rows_per_micro
-    return [rows.take(slice(begin, begin + size)).padded(size) for begin in range(0, size * plan.micro_steps, size)]
-
-
-def _line(step: int, steps: int, values: dict[str, float]) -> str:
-    losses = "  ".join(
-        f"{name} {value:.4f}"
-        for name, value in values.items()
-        if name == "loss" or name.endswith(("_loss", "_accuracy"))
-    )
-    waiting = values["data_seconds"] / values["step_seconds"]
-    return (
-        f"step {step}/{steps}  {losses}  lr {values['learning_rate']:.2e}  gnorm {values['grad_norm']:.2f}  "
-        f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  data {waiting:.1%}"
-    )
+    def _fault(self, point: str, step: int) -> str:
+        return fault_point(point, rank=self.ranks.rank, step=step, attempt=self.attempt.number)

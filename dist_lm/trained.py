@@ -7,7 +7,6 @@ Promises: a checkpoint is verified before it is read; no ranks, no GPU and no ne
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,12 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from dist_lm import lora
-from dist_lm.checkpoint import commit
-from dist_lm.checkpoint.commit import Checkpoint
+from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
-from dist_lm.errors import ConfigError, DataError
+from dist_lm.errors import ConfigError
 from dist_lm.run_dir import RunDir
-from dist_lm.run_model import model_of_run, section_of
+from dist_lm.run_model import choose_checkpoint, model_of_run, section_of
 
-BEST_POINTER = "BEST.json"
-"""Written beside the checkpoints by training with a metric to watch: {"step": N, ...}."""
 CLASSIFICATION, TOKEN_CLASSIFICATION = "classification", "token_classification"
 QUESTION_ANSWERING, SEQ2SEQ, FILL_MASK = "question_answering", "seq2seq", "fill_mask"
 CAUSAL_LM, INSTRUCTION = "causal_lm", "instruction"
@@ -104,40 +100,6 @@ def split_location(location: str) -> tuple[Path, str]:
     if selector not in ("best", "latest") and not selector.isdecimal():
         raise ConfigError(f"{location}: `{selector}` is no step", do="Write RUN@best, RUN@latest or RUN@1000.")
     return Path(folder), selector
-
-
-def choose_checkpoint(run_dir: RunDir, selector: str = "") -> Checkpoint:
-    """The checkpoint of the step that is asked for, whole; the newest one where none is."""
-    step = _best_step(run_dir) if selector == "best" else int(selector) if selector.isdecimal() else None
-    folders = commit.published(run_dir.checkpoints)
-    if step is not None:
-        folders = [folder for folder in folders if folder.name == f"step-{step:08d}"]
-    if not folders:
-        saved = ", ".join(folder.name for folder in commit.published(run_dir.checkpoints)) or "none"
-        raise ConfigError(
-            f"{run_dir.path} has no checkpoint" + (f" of step {step}" if step is not None else ""),
-            why=f"Checkpoints: {saved}.",
-            do="Name one of these steps, or train until the first one is saved.",
-        )
-    checkpoint = Checkpoint.load(folders[0])
-    damage = checkpoint.damage(sorted(checkpoint.files))
-    if damage:
-        raise DataError(f"{checkpoint.folder} is damaged: {damage}", do="Name an earlier step with RUN@STEP.")
-    return checkpoint
-
-
-def _best_step(run_dir: RunDir) -> int:
-    path = run_dir.checkpoints / BEST_POINTER
-    try:
-        return int(json.loads(path.read_text())["step"])
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{run_dir.path} knows no best checkpoint",
-            why="It is noted where the run evaluates and watches a metric.",
-            do="Name RUN@latest or RUN@STEP.",
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read", why=repr(error), do="Name RUN@latest or RUN@STEP.") from error
 
 
 def model_class(config: Any, where: str) -> Any:

@@ -17,7 +17,10 @@ TIMEOUT_S = 600
 
 
 def scenario(data: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
-    """A small BERT on the topics data; `changes` are dotted keys with `__` for the dot."""
+    """A small BERT on the topics data; `changes` are dotted keys with `__` for the dot.
+
+    `fault`, which is no key, arms a place in the code for this run (dist_lm/faults.py).
+    """
     config: dict[str, Any] = {
         "task": {"name": "mlm"},
         "model": {
@@ -59,7 +62,7 @@ def train_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks: i
 
 
 def attempt_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks: int) -> list[dict[str, Any]]:
-    """Exit code and message of each configuration; all ranks must agree."""
+    """Exit code of each configuration, on which all ranks must agree, and the first rank's message."""
     from dist_lm.cluster.local import free_port
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +100,8 @@ def attempt_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks:
     tails = "\n".join(log.read_text()[-1500:] for log in logs)
     assert codes == [0] * num_ranks, tails
     outcomes = [json.loads(Path(f"{plan}.{rank}").read_text()) for rank in range(num_ranks)]
-    assert all(outcome == outcomes[0] for outcome in outcomes), outcomes
+    codes_of_ranks = [[outcome["exit_code"] for outcome in of_rank] for of_rank in outcomes]
+    assert all(codes == codes_of_ranks[0] for codes in codes_of_ranks), outcomes
     first: list[dict[str, Any]] = outcomes[0]
     return first
 
@@ -123,6 +127,7 @@ def _train_all(plan: Path) -> None:
     from dist_lm.config import RunConfig
     from dist_lm.config_files import LoadedConfig
     from dist_lm.errors import DistLMError
+    from dist_lm.faults import forget
     from dist_lm.ranks import Ranks, disconnect
     from dist_lm.stop import StopFlag
     from dist_lm.train import train
@@ -130,6 +135,8 @@ def _train_all(plan: Path) -> None:
     ranks = Ranks.connect()
     outcomes = []
     for config in json.loads(plan.read_text()):
+        forget()
+        os.environ["DIST_LM_FAULT"] = config.pop("fault", "")
         loaded = LoadedConfig(RunConfig.model_validate(config), {})
         outcomes.append({"exit_code": 0, "message": ""})
         try:

@@ -72,7 +72,7 @@ def test_the_name_decides_which_task_it_is() -> None:
         ({"run__keep": 0}, "keep"),
         ({"task__mask_probability": 0}, "mask_probability"),
         ({"task__mask_share": 1.1}, "mask_share"),
-        ({"precision": "fp16"}, "precision"),
+        ({"precision": "int8"}, "precision"),
         ({"zero": 4}, "zero"),
         ({"optim__name": "sgd"}, "name"),
         ({"colour": "red"}, "colour"),
@@ -96,6 +96,9 @@ def test_values_that_make_no_sense_are_refused(change: dict[str, Any], key: str)
             ["warmup_steps 60", "decay_steps 41", "run.steps 100"],
         ),
         ({"run__eval_every": 10}, ["run.eval_every", "data.heldout"]),
+        ({"run__best": {}}, ["run.best", "data.heldout"]),
+        ({"run__early_stop": {}}, ["run.early_stop", "data.heldout"]),
+        ({"precision": "fp16", "zero": 0}, ["precision fp16", "zero 1, 2 or 3"]),
         ({"task__mask_share": 0.9, "task__random_share": 0.2}, ["task.mask_share", "task.random_share"]),
     ],
 )
@@ -112,6 +115,9 @@ def test_a_rule_over_two_keys_names_both(change: dict[str, Any], keys: list[str]
         {"batch__micro": 64},
         {"optim__schedule": {"kind": "wsd", "warmup_steps": 60, "decay_steps": 40}},
         {"run__eval_every": 10, "data__heldout": "data/heldout"},
+        {"precision": "fp16", "zero": 1},
+        {"run__save_every": "11h30min", "run__time_limit": "2d"},
+        {"batch__micro": "auto"},
         {"task__mask_share": 0.7, "task__random_share": 0.3},
     ],
 )

@@ -15,18 +15,19 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 # From the bottom up; a module may import its own layer and those below.  A folder names its modules.
 LAYERS: list[set[str]] = [
     {
-        *("errors", "disk", "faults", "yaml_tree", "json_tree"),
-        *("config", "config_data", "config_section", "config_model", "config_pretraining", "config_fine_tuning"),
+        *("errors", "disk", "faults", "duration", "yaml_tree", "json_tree"),
+        *("config", "config_data", "config_run", "config_section", "config_model", "config_pretraining"),
+        "config_fine_tuning",
         *("config_keys", "config_mistakes", "config_files"),
     },
-    {"ranks", "run_dir", "stop", "ops"},
+    {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
     {"engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
     {
-        *("train", "assemble", "evaluate", "worker", "cluster", "demo"),
+        *("train", "assemble", "resume", "memory", "batches", "evaluate", "worker", "cluster", "demo", "status"),
         *("trained", "predictors", "predict", "judge", "export", "model_card"),
     },
-    {"cli_data", "cli_model"},
+    {"cli_data", "cli_model", "cli_runs"},
     {"cli"},
     {"__main__"},
 ]
@@ -40,6 +41,7 @@ LIGHT = [
     "cli_model.py",
     "data/record_lines.py",
     "cli_data.py",
+    "cli_runs.py",
     "errors.py",
     "config.py",
     "config_section.py",
@@ -56,6 +58,9 @@ LIGHT = [
     "deepspeed_keys.py",
     "schedule.py",
     "run_dir.py",
+    "lease.py",
+    "memory.py",
+    "duration.py",
     "ops.py",
     "data/location.py",
     "data/order.py",

@@ -23,6 +23,7 @@ from dist_lm.errors import DataError
 
 WEIGHT = "weight"
 """Key of the fp32 parameter itself, beside the optimizer's keys (exp_avg, exp_avg_sq)."""
+_SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 MODEL_PREFIX = "model."
 """TaskModule's prefix: fragments carry the Hugging Face model's own names."""
 
@@ -52,16 +53,40 @@ def own_fragments(engine: Engine) -> Iterator[Fragment]:
         yield from layout.fragments(name, parameter)
 
 
-def optimizer_step(engine: Engine) -> int:
-    """Updates that the optimizer has counted; 0 before the first."""
+def optimizer_step(engine: Engine) -> int | None:
+    """Updates that the optimizer has counted; None where it does not count, or has no state yet."""
     steps = {int(state["step"]) for state in _base_optimizer(engine).state.values() if "step" in state}
     if len(steps) > 1:
         raise AssertionError(f"parameters disagree about the optimizer's step: {sorted(steps)}")
-    return steps.pop() if steps else 0
+    return steps.pop() if steps else None
+
+
+def loss_scale(engine: Engine) -> dict[str, Any]:
+    """State of fp16's dynamic loss scale; empty for other precisions."""
+    keeper = _scale_keeper(engine)
+    return {name: getattr(keeper, name) for name in _SCALE_FIELDS if hasattr(keeper, name)}
+
+
+def restore_loss_scale(engine: Engine, state: dict[str, Any]) -> None:
+    """State of `loss_scale`; an empty one leaves the scale as it is."""
+    keeper = _scale_keeper(engine)
+    for name, value in state.items():
+        setattr(keeper, name, value)
+
+
+def _scale_keeper(engine: Engine) -> Any:
+    """The object that holds the scale: DeepSpeed has one for stage 0 and another for ZeRO."""
+    optimizer = engine.deepspeed_engine.optimizer
+    if not engine.deepspeed_engine.fp16_enabled():
+        return None
+    return getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", optimizer)
 
 
 def restore(engine: Engine, read: Read, *, step: int) -> None:
-    """Fill weights and optimizer state from `read`; a collective call of all ranks."""
+    """Fill weights and optimizer state from `read`; a collective call of all ranks.
+
+    `step`: updates that the optimizer had counted.
+    """
     layout = _layout(engine)
     with torch.no_grad():
         layout.prepare()
@@ -75,7 +100,7 @@ def restore(engine: Engine, read: Read, *, step: int) -> None:
                 state["step"] = step
         layout.publish()
     engine.check_groups()
-    if optimizer_step(engine) != step:
+    if optimizer_step(engine) not in (step, None):
         raise DataError(
             f"the optimizer stands at step {optimizer_step(engine)} after loading step {step}",
             do="This is a defect of dist_lm with this optimizer; please report it.",

@@ -23,7 +23,8 @@ from types import FrameType
 from typing import IO
 
 from dist_lm import ops
-from dist_lm.errors import EXIT_CRASH, EXIT_DONE, Stalled, StopRequested
+from dist_lm.checkpoint.store import open_store
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, OutOfMemory, Stalled, StopRequested
 from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ PEER_GRACE_S = 3.0
 STOP_GRACE_S = 120.0
 """How long ranks may take to save after a stop request."""
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
-"""Pause before each restart; the last one repeats."""
+"""Pause before a restart, by the number of attempts without a new checkpoint; the last one repeats."""
+CRASH_LOOP = 3
+"""Attempts in a row without a new checkpoint after which another one is no use."""
 _PR_SET_PDEATHSIG = 1
 RESTARTABLE = {EXIT_CRASH, Stalled.exit_code}
 
@@ -55,15 +58,23 @@ def launch(plan: LocalLaunch) -> int:
     """Run all ranks to their end; returns the exit code of the run."""
     if plan.cpu:
         ops.build_cpu_op()
+    run_dir = RunDir(plan.run_dir)
+    without_progress = 0
     for restart in range(plan.max_restarts + 1):
+        before = _committed(run_dir)
         group = _Group(plan, restart)
         code = group.run()
-        if code not in RESTARTABLE and code >= 0:
+        smaller = code == OutOfMemory.exit_code and _committed(run_dir)[1] > before[1]
+        if code not in RESTARTABLE and code >= 0 and not smaller:
             return code
-        if restart == plan.max_restarts:
-            log.error("attempt %d of %d ended: %s", restart + 1, plan.max_restarts + 1, group.cause)
+        if group.stop_asked or run_dir.stop_file.exists():
+            return StopRequested.exit_code
+        without_progress = 0 if _committed(run_dir) != before else without_progress + 1
+        if restart == plan.max_restarts or without_progress >= CRASH_LOOP:
+            looped = f"  No checkpoint came of {without_progress} attempts in a row." if without_progress else ""
+            log.error("attempt %d of %d ended: %s.%s", restart + 1, plan.max_restarts + 1, group.cause, looped)
             return code if code > 0 else EXIT_CRASH
-        pause_s = BACKOFF_S[min(restart, len(BACKOFF_S) - 1)]
+        pause_s = BACKOFF_S[min(without_progress, len(BACKOFF_S) - 1)]
         log.warning(
             "attempt %d of %d ended: %s.  Going on from the last checkpoint in %.0f s",
             restart + 1,
@@ -74,6 +85,12 @@ def launch(plan: LocalLaunch) -> int:
         if group.wait_for_stop(pause_s):
             return StopRequested.exit_code
     raise AssertionError("unreachable: the loop returns")
+
+
+def _committed(run_dir: RunDir) -> tuple[list[str], int]:
+    """What only an attempt that got on can have changed: checkpoints, and what later attempts must know."""
+    names = open_store(run_dir.checkpoint_location()).names()
+    return names[:1], len(run_dir.read_list("memory")) + len(run_dir.read_list("rollbacks"))
 
 
 class _Group:
@@ -182,16 +199,24 @@ class _Group:
                 signal.signal(number, handler)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        self._stop_signal = number
+        again, self._stop_signal = bool(self._stop_signal), number
         for process in self._ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                # The second signal: at once, and no rank has a say in it.
+                process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return bool(self._stop_signal)
 
     def wait_for_stop(self, seconds: float) -> bool:
-        """Pause before a restart; True if a stop was asked for during the attempt."""
-        if not self._stop_signal:
-            time.sleep(seconds)
-        return bool(self._stop_signal)
+        """Pause before a restart; True if a stop was asked for meanwhile."""
+        with self._forwarded_signals():
+            deadline = time.monotonic() + seconds
+            while not self._stop_signal and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        return self.stop_asked
 
     def _end(self) -> None:
         for process in self._ranks:

@@ -39,7 +39,9 @@ def inspect_dataset(location: str | Path, tokenizer_path: Path, *, show: int = 3
         if _DOCUMENT_COLUMN in block:
             documents.append(np.unique(block[_DOCUMENT_COLUMN]))
         for name in label_columns:
-            labels += np.bincount(_filled(block, manifest, name), minlength=len(labels))
+            numbers = _filled(block, manifest, name)
+            # Negative: a place without a label, such as the later tokens of a word.
+            labels += np.bincount(numbers[numbers >= 0], minlength=len(labels))
     sample_lengths = np.concatenate(lengths)
     if manifest.kind == TOKENS_KIND:
         sample_lengths = np.array([len(ids) for parts, _ in _samples(location, manifest) for ids in parts])
@@ -96,7 +98,8 @@ def _samples(location: str | Path, manifest: Manifest) -> Iterator[tuple[list[ND
         for row in range(len(next(iter(block.values())))):
             parts = [_row(block, manifest, name, row) for name in names]
             numbers = [number for name in label_columns for number in _row(block, manifest, name, row).tolist()]
-            yield [part for part in parts if len(part)], " ".join(manifest.labels[number] for number in numbers)
+            label = " ".join(manifest.labels[number] for number in numbers if number >= 0)
+            yield [part for part in parts if len(part)], label
 
 
 def _documents(location: str | Path, manifest: Manifest) -> Iterator[NDArray[Any]]:

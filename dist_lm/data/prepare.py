@@ -81,6 +81,8 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
     check_options(options)
     tokenizer = load_tokenizer(options.tokenizer)
     files = list_inputs(options.inputs, options.settings)
+    if options.ray:
+        files = [file.absolute() for file in files]
     identity = identity_of(options, tokenizer, files, progress)
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -300,7 +302,7 @@ def _expect_rows(name: str, shards: Sequence[Any], options: PrepareOptions, repo
             f"no row is left for {name}",
             where=", ".join(options.inputs),
             why=f"--heldout is {options.heldout_fraction}.\n{report}",
-            do="Give more text, or change --heldout or the filters.",
+            do="Give more text, change --heldout or the filters, or part large .txt files: --documents paragraph.",
         )
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 THREADS = 2
 _MOST_ERAS = 4096
-"""Eras that a plan looks at: some 50 ms of work, done only when the cache must give up a shard."""
+"""Eras that a plan looks at: a quarter of a second of work, done only when the cache must give up a shard."""
 _CLOSE_S = 5.0
 
 

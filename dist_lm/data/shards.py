@@ -46,7 +46,7 @@ from dist_lm.data.manifest import (
     shard_name,
 )
 from dist_lm.data.storage import open_file
-from dist_lm.data.window import Window, damaged
+from dist_lm.data.window import REMOTE_READS, Window, damaged
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -232,7 +232,8 @@ class ShardReader:
                     self._check_shard(shard, file, hashed=cached is None and not self._remote)
                     self._offsets[shard] = self._read_index(entry)
                 offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
-                window = Window(file, path, entry.content, lo_block, offsets)
+                remote = self._remote and cached is None
+                window = Window(file, path, entry.content, lo_block, offsets, remote=remote)
                 # A list among the arguments is taken apart into stages: hence a list in the list.
                 pipeline = self._wds.DataPipeline(
                     [[{"url": entry.name, "stream": window}]],
@@ -309,12 +310,15 @@ class ShardReader:
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
         path = join(self.location, entry.index_name)
-        try:
-            with self._opener(path, size=None) as file:
-                content = file.read()
-        except (FileNotFoundError, IsADirectoryError):
-            raise damaged(path, None, "The file is missing.") from None
-        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        for _ in range(REMOTE_READS if self._remote else 1):
+            try:
+                with self._opener(path, size=None) as file:
+                    content = file.read()
+            except (FileNotFoundError, IsADirectoryError):
+                raise damaged(path, None, "The file is missing.") from None
+            if hashlib.sha256(content).hexdigest() == entry.index_sha256:
+                break
+        else:
             raise damaged(path, None, "The SHA-256 is not that of the manifest.")
         offsets = np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
         if len(offsets) != entry.blocks + 1 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] > entry.bytes:

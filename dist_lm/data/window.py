@@ -9,8 +9,9 @@ PIECE_BYTES, or twice the largest block.
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -19,6 +20,11 @@ from dist_lm.data.blocks import Buffer, owner_name
 from dist_lm.data.location import redact
 from dist_lm.data.remote_file import PIECE_BYTES
 from dist_lm.errors import DataError
+
+log = logging.getLogger(__name__)
+
+REMOTE_READS = 2
+"""Times that content is asked for before it is called damaged: a bit may have flipped on the way."""
 
 # Fields of a tar header.
 _NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER, _GROUP = (
@@ -40,14 +46,19 @@ class Window:
     headers before it hands out a byte.
     """
 
-    def __init__(self, file: BinaryIO, path: str, content: str, first_block: int, offsets: Sequence[int]) -> None:
+    def __init__(
+        self, file: BinaryIO, path: str, content: str, first_block: int, offsets: Sequence[int], *, remote: bool
+    ) -> None:
         """`content`: that of the shard (ShardEntry); `offsets`: where each block begins in the file, and
-        where the last one ends."""
+        where the last one ends.
+
+        The blocks of a remote file are read once more before they are called damaged.
+        """
         self._file, self._path, self._content = file, path, content
         self._first, self._offsets = first_block, offsets
+        self._reads = REMOTE_READS if remote else 1
         self._next = 0
         self._data = io.BytesIO()
-        file.seek(offsets[0])
 
     def read(self, size: int) -> bytes:
         data = self._data.read(size)
@@ -59,14 +70,26 @@ class Window:
     def _load(self) -> None:
         lo, start = self._next, self._offsets[self._next]
         hi = max(int(np.searchsorted(self._offsets, start + PIECE_BYTES, side="right")) - 1, lo + 1)
-        content = self._file.read(self._offsets[hi] - start)
-        view = memoryview(content)
+        problem: tuple[int, str] | None = None
+        for _ in range(self._reads):
+            self._file.seek(start)
+            content = self._file.read(self._offsets[hi] - start)
+            problem = next(self._problems(memoryview(content), lo, hi), None)
+            if problem is None:
+                self._data, self._next = io.BytesIO(content), hi
+                return
+            log.info("%s, block %d: %s", redact(self._path), *problem)
+        assert problem is not None
+        raise damaged(self._path, *problem)
+
+    def _problems(self, content: memoryview, lo: int, hi: int) -> Iterator[tuple[int, str]]:
+        """Blocks that cannot be right, and why; the content is that of blocks [lo, hi) of the window."""
+        start = self._offsets[lo]
         for place in range(lo, hi):
-            block = view[self._offsets[place] - start : self._offsets[place + 1] - start]
-            problem = member_problem(block, self._offsets[place + 1] - self._offsets[place], self._content)
+            begin, end = self._offsets[place] - start, self._offsets[place + 1] - start
+            problem = member_problem(content[begin:end], end - begin, self._content)
             if problem:
-                raise damaged(self._path, self._first + place, problem)
-        self._data, self._next = io.BytesIO(content), hi
+                yield self._first + place, problem
 
 
 def member_problem(block: Buffer, expected_bytes: int, shard_content: str) -> str | None:

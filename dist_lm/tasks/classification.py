@@ -27,6 +27,7 @@ from dist_lm.errors import ConfigError, DataError
 from dist_lm.scores.base import MetricSet, MetricState
 from dist_lm.scores.classes import ManyClasses, Numbers, OneClass
 from dist_lm.tasks.base import (
+    LENGTH_MULTIPLE,
     PREDICTED,
     MicroBatch,
     Task,
@@ -34,7 +35,6 @@ from dist_lm.tasks.base import (
     cross_entropy_sums,
     encoder_arguments,
     head_fields,
-    join_segments,
 )
 
 ONE, MANY, NUMBER = "single_label_classification", "multi_label_classification", "regression"
@@ -92,7 +92,7 @@ class Classification(Task):
         pair = "second" in rows.columns
         names = [("first", "first_length"), ("second", "second_length")] if pair else [("tokens", "length")]
         segments = [(rows.columns[tokens], rows.columns[length].astype(np.int64)) for tokens, length in names]
-        ids_BT, kinds_BT, lengths_B = join_segments(segments, self.tokenizer, end=self.view.seq_len)
+        ids_BT, kinds_BT, lengths_B = framed_rows(segments, self.tokenizer, end=self.view.seq_len)
         inputs = attention_inputs(ids_BT, kinds_BT, lengths_B)
         judged = np.flatnonzero(rows.real)
         inputs["judged_rows"] = torch.from_numpy(judged)
@@ -139,6 +139,37 @@ class Classification(Task):
                 state.add(guess.nonzero().flatten().tolist(), truth.nonzero().flatten().tolist())
             else:
                 state.add(guess.item(), truth.item())
+
+
+def framed_rows(
+    segments: list[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer, *, end: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One text or two between the special tokens that the tokenizer itself puts around them.
+
+    `segments` holds (tokens [B, room], lengths [B]); `end` is the longest row allowed.  Returns input_ids
+    [B, T], segment_ids [B, T] and lengths [B], T a multiple of LENGTH_MULTIPLE.
+    """
+    frame = tokenizer.frame(pair=len(segments) == 2)
+    begin_B = np.full(len(segments[0][1]), len(frame.prefix), dtype=np.int64)
+    lengths_B = np.full(len(segments[0][1]), frame.size, dtype=np.int64)
+    for _, lengths in segments:
+        lengths_B += lengths
+    width = min(-(-int(lengths_B.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, end)
+    ids_BT = np.full((len(begin_B), width), tokenizer.pad_id, dtype=np.int64)
+    kinds_BT = np.zeros((len(begin_B), width), dtype=np.int64)
+    ids_BT[:, : len(frame.prefix)] = frame.prefix
+    for number, (tokens, lengths) in enumerate(segments):
+        row, column = np.nonzero(np.arange(tokens.shape[1])[None, :] < lengths[:, None])
+        ids_BT[row, begin_B[row] + column] = tokens[row, column]
+        begin_B = begin_B + lengths
+        closing = frame.suffix if number == len(segments) - 1 else frame.middle
+        for token in closing:
+            ids_BT[np.arange(len(begin_B)), begin_B] = token
+            begin_B = begin_B + 1
+        if number + 1 < len(segments):
+            place_T = np.arange(width)[None, :]
+            kinds_BT[(place_T >= begin_B[:, None]) & (place_T < lengths_B[:, None])] = 1
+    return ids_BT, kinds_BT, lengths_B
 
 
 def metric_set(problem: str, labels: tuple[str, ...]) -> MetricSet:

@@ -131,13 +131,16 @@ def test_a_copy_that_went_bad_is_noticed_and_fetched_again(
     assert ["damaged" in warning for warning in warnings_of(caplog)] == [True]
 
 
+@pytest.mark.parametrize(("at", "name"), [(515, "0.tar"), (3, "0.tar"), (8, "0.tar.idx")])
+@pytest.mark.parametrize("with_cache", [True, False])
 def test_a_bit_that_flips_on_the_way_is_noticed_and_fetched_again(
-    dataset: TextDataset, server: FaultyServer, folder: Path
+    dataset: TextDataset, server: FaultyServer, folder: Path, at: int, name: str, with_cache: bool
 ) -> None:
-    server.faults = [Fault("flip", path=".tar", at=3000)]
-    assert np.array_equal(read(reader_of(server, ShardCache(folder, MEGABYTE)), 0), rows_of(dataset, 0))
+    server.faults = [Fault("flip", path=name, at=at)]
+    reader = reader_of(server, ShardCache(folder, MEGABYTE) if with_cache else None)
+    assert np.array_equal(read(reader, 0), rows_of(dataset, 0))
     assert server.fired["flip"] == 1
-    assert downloads(server, 0) == 2
+    assert len(server.bodies_of(name)) == 2
 
 
 @pytest.mark.parametrize(

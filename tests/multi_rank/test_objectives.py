@@ -121,6 +121,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         over += whole
         for stage in (2, 3):
             over += in_two_parts(whole[stage], root / f"{part}-zero{stage}-again")
+            low = {**whole[stage], "precision": "bf16"}
+            low["run"] = {**low["run"], "dir": str(root / f"{part}-bf16-zero{stage}")}
+            over += [low, *in_two_parts(low, root / f"{part}-bf16-zero{stage}-again")]
     over.append(config(data, root / "frozen-without-decay", "causal", model={"from": first_weights, **PARTS["frozen"]}))
     train_scenarios(root / "over", over, num_ranks=2)
     return root
@@ -141,7 +144,8 @@ def test_losses_do_not_depend_on_how_the_batch_is_divided(runs: Path, objective:
 def test_parts_of_a_model_train_alike_at_every_stage(runs: Path, part: str, stage: int) -> None:
     reference, other = losses(runs / f"{part}-zero0"), losses(runs / f"{part}-zero{stage}")
     assert list(other.values()) == pytest.approx(list(reference.values()), rel=CLOSE)
-    assert heldout_loss(runs / f"{part}-zero{stage}") < heldout_loss(runs / "causal-2-zero2") - 0.005
+    # Far more than rounding: six steps of a part of the model.
+    assert heldout_loss(runs / f"{part}-zero{stage}") < heldout_loss(runs / "causal-2-zero2") - 5e-4
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,7 @@ def test_parts_of_a_model_train_alike_at_every_stage(runs: Path, part: str, stag
     [
         *((f"{objective}-2-zero3-again", f"{objective}-2-zero3") for objective in MODELS),
         *((f"{part}-zero{stage}-again", f"{part}-zero{stage}") for part in PARTS for stage in (2, 3)),
+        *((f"{part}-bf16-zero{stage}-again", f"{part}-bf16-zero{stage}") for part in PARTS for stage in (2, 3)),
     ],
 )
 def test_resumed_losses_equal_the_uninterrupted_ones_to_the_last_bit(runs: Path, again: str, whole: str) -> None:

@@ -32,9 +32,13 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_ray_makes_the_same_bytes_as_this_process(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "texts.jsonl", RECORDS)
-    made = options(source, tokenizer, tmp_path / "local", split_bytes=120_000, bucket_bytes=250_000)
+def test_ray_makes_the_same_bytes_as_this_process(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lines(tmp_path / "texts.jsonl", RECORDS)
+    # The workers of Ray are in another folder.
+    monkeypatch.chdir(tmp_path)
+    made = options(Path("texts.jsonl"), tokenizer, tmp_path / "local", split_bytes=120_000, bucket_bytes=250_000)
     prepare(made)
     prepare(dataclasses.replace(made, out=tmp_path / "ray", ray=True))
     assert files_of(tmp_path / "ray") == files_of(made.out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -79,6 +82,30 @@ def test_classification_has_the_loss_of_transformers(
     assert sums["label_loss"].item() / batch.targets["label"] == pytest.approx(theirs.item(), rel=1e-6)
     assert PREDICTED in sums
     assert (1 in batch.inputs["token_type_ids"]) == bool(options.get("text_pair"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_rows_are_those_of_run_glue(tokenizer: Tokenizer, tmp_path: Path, kind: str, pair: bool) -> None:
+    folder = tokenizer.path
+    if kind == "roberta":
+        # What RoBERTa puts between two texts, on the same words.
+        shutil.copytree(folder, tmp_path / "roberta")
+        folder = tmp_path / "roberta"
+        spec = json.loads((folder / "tokenizer.json").read_text())
+        ends = {"sep": ["[SEP]", tokenizer.sep_id], "cls": ["[CLS]", tokenizer.cls_id]}
+        spec["post_processor"] = {"type": "RobertaProcessing", **ends, "trim_offsets": True, "add_prefix_space": False}
+        (folder / "tokenizer.json").write_text(json.dumps(spec))
+    ours = load_tokenizer(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]")
+    texts = [*TEXTS, "assert " * 40]
+    seconds = ["of a second text"] * len(texts) if pair else None
+    records = [{"text": text, "label": str(n % 2), "text_pair": "of a second text"} for n, text in enumerate(texts)]
+    view, rows = view_and_rows("classification", records, ours, seq_len=32, text_pair=pair)
+    batch = Classification(ClassificationTask(name="classification"), ours, view, seed=3).collate(rows)
+    theirs = fast(texts, seconds, truncation=True, max_length=32)
+    lengths = batch.inputs["attention_mask"].sum(dim=1).tolist()
+    assert [row[:n] for row, n in zip(batch.inputs["input_ids"].tolist(), lengths, strict=True)] == theirs["input_ids"]
 
 
 def test_class_weights_and_smoothing_are_those_of_torch(tokenizer: Tokenizer) -> None:

@@ -83,7 +83,7 @@ class PartWriter:
                     if count:
                         # A bucket at a time: one copy of the part in memory is enough.
                         chosen = table.take(pa.array(order[end - count : end])).combine_chunks()
-                        file.write(memoryview(chosen.to_batches()[0].serialize()))  # type: ignore[arg-type]
+                        file.write(memoryview(chosen.to_batches()[0].serialize()))
                     offsets.append(file.size)
             with WholeFile(self._folder / index_name(path.name)) as index:
                 index.write(np.asarray(offsets, dtype=_OFFSET).tobytes())

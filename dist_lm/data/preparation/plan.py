@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,9 +118,11 @@ def check_options(options: PrepareOptions) -> None:
 def resolve_settings(options: PrepareOptions) -> ReadSettings:
     """The settings, and which fields of the source the kind will look at."""
     kind = kind_named(options.kind)
-    names = [*kind.fields, *(name for name in kind.optional_fields if options.kind_options.get(name))]
-    wanted = tuple(options.settings.fields.get(name, name) for name in names)
-    return ReadSettings(**{**asdict(options.settings), "wanted": wanted})
+    theirs = options.settings.fields
+    wanted, optional = (
+        tuple(theirs.get(name, name) for name in names) for names in (kind.fields, kind.optional_fields)
+    )
+    return replace(options.settings, wanted=wanted, optional=optional)
 
 
 def resolve_rules(options: PrepareOptions, tokenizer: Tokenizer) -> PackingRules:
@@ -157,6 +159,7 @@ def identity_of(
         "block_rows": options.block_rows or kind_named(options.kind).block_rows,
         "shard_rows": options.shard_rows or kind_named(options.kind).shard_rows,
         "tokenizer_sha256": tokenizer.sha256,
+        "facts": kind_named(options.kind).facts(tokenizer, rules),
         "input_files": len(files),
         "inputs_sha256": digest.hexdigest(),
     }

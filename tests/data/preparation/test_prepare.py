@@ -15,7 +15,7 @@ from dist_lm.data.preparation.map_task import document_keys
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.shards import Manifest
 from dist_lm.data.tokenizer import Tokenizer
-from dist_lm.errors import ConfigError, DataError
+from dist_lm.errors import ConfigError, DataError, EnvironmentFault
 from tests.data.preparation.preparing import (
     TEXTS,
     columns_of,
@@ -269,6 +269,15 @@ def test_what_cannot_be_prepared_is_refused(tokenizer: Tokenizer, tmp_path: Path
     with pytest.raises(error_type, match=message):
         prepare(options(source, tokenizer, settings.pop("out", tmp_path / "data"), **settings))
     assert not list((tmp_path / "data").rglob("manifest.json"))
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(pairs: PrepareOptions, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(EnvironmentFault) as error:
+        prepare(dataclasses.replace(pairs, out=tmp_path / "data"))
+    assert error.value.where == str(tmp_path / "data")
+    with pytest.raises(DataError, match="tokenizer"):
+        prepare(dataclasses.replace(pairs, out=tmp_path / "other", tokenizer=tmp_path / "data"))
 
 
 def test_after_a_refusal_the_corrected_command_works(tokenizer: Tokenizer, tmp_path: Path) -> None:

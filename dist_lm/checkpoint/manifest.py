@@ -1,0 +1,125 @@
+"""What a published checkpoint says about itself.
+
+Enters: manifest.json in a store.  Leaves: a Checkpoint: progress, files with hashes, and which range
+of which parameter lies where.
+Promises: a manifest that is missing, torn or from a newer version is a DataError, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_lm.checkpoint.store import LocalStore, Store
+from dist_lm.errors import DataError
+
+FORMAT, VERSION = "dist_lm-checkpoint", 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, besides its tensors."""
+
+    step: int
+    """Steps done: optimizer updates, and steps that were skipped for a gradient that is not finite."""
+    position: int
+    """Rows passed: the data order's one integer of state."""
+    data_fingerprint: str
+    """What the position counts in."""
+    tokens: int = 0
+    """Non-padding tokens trained on, over all ranks."""
+    world_size: int = 1
+    zero_stage: int = 0
+    precision: str = "fp32"
+    optimizer_step: int = 0
+    """Updates that the optimizer has counted."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """Small states by name, as JSON values: loss scale, early stopping, the divergence guard."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint."""
+
+    store: Store
+    name: str
+    run_id: str
+    saved_at: float
+    """Wall-clock time of the publication; for people, nothing depends on it."""
+    progress: Progress
+    files: dict[str, dict[str, Any]]
+    """File name -> bytes and sha256."""
+    parameters: dict[str, dict[str, Any]] = field(repr=False)
+    """Parameter -> shape, keys, and pieces [start, size, file]."""
+
+    @property
+    def folder(self) -> str:
+        """Where it lies, for messages."""
+        return self.store.where(self.name)
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """The checkpoint in a local folder.  Raises DataError as `read` does."""
+        return cls.read(LocalStore(folder.parent), folder.name)
+
+    @classmethod
+    def read(cls, store: Store, name: str) -> Checkpoint:
+        """Raises DataError where the manifest is missing, damaged or from a newer version."""
+        path = f"{store.where(name)}/{MANIFEST}"
+        try:
+            content = json.loads(store.read(name, MANIFEST))
+            if content["format"] != FORMAT:
+                raise DataError(f"{path} is not a checkpoint's manifest", do="Check the folder.")
+            if content["version"] > VERSION:
+                raise DataError(
+                    f"{path} was written by a newer dist_lm (format {content['version']})",
+                    do="Upgrade dist_lm.",
+                )
+            progress = Progress(**content["progress"])
+            run_id, saved_at = content["run_id"], content["saved_at"]
+            return cls(store, name, run_id, saved_at, progress, content["files"], content["parameters"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read", why=repr(error)) from error
+
+    def damage(self, files: Iterable[str]) -> str:
+        """What is wrong with these files; empty if nothing is."""
+        for name in files:
+            expected = self.files[name]
+            size = self.store.size(self.name, name)
+            if size is None:
+                return f"{name} is missing"
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            if self.store.sha256(self.name, name) != expected["sha256"]:
+                return f"{name} does not match its SHA-256"
+        return ""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(int(facts["bytes"]) for facts in self.files.values())
+
+
+def manifest_bytes(progress: Progress, run_id: str, reports: Iterable[dict[str, Any]]) -> bytes:
+    """The manifest that says what the ranks report to have written."""
+    files: dict[str, Any] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        files[report["file"]] = {"bytes": report["bytes"], "sha256": report["sha256"]}
+        for name, piece in report["pieces"].items():
+            parameter = parameters.setdefault(name, {"shape": piece["shape"], "keys": piece["keys"], "pieces": []})
+            parameter["pieces"].append([piece["start"], piece["size"], report["file"]])
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "run_id": run_id,
+        "saved_at": time.time(),
+        "progress": asdict(progress),
+        "files": files,
+        "parameters": parameters,
+    }
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,199 @@
+"""The verbs about runs: status, stop, tb, checkpoints.
+
+Enters: a command line.  Leaves: an exit code.  Promises: a run that is under way is not disturbed,
+but for `stop`, which asks it to save and end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dist_lm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dist_lm.checkpoint.store import Store
+    from dist_lm.run_dir import RunDir
+
+checkpoints_app = typer.Typer(help="List, verify, prune and copy checkpoints.", no_args_is_help=True)
+RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Add these verbs to `dist-lm`."""
+    app.command()(status)
+    app.command()(stop)
+    app.command()(tb)
+    app.add_typer(checkpoints_app, name="checkpoints")
+
+
+def status(run: RunFolder, as_json: AsJson = False) -> None:
+    """Attempts, faults, lost steps, goodput, and whether the last checkpoint verifies.
+
+    dist-lm status runs/demo
+    """
+    from dist_lm.run_dir import RunDir
+    from dist_lm.status import status_of
+
+    found = status_of(RunDir(run))
+    print(json.dumps(found.as_json(), indent=1) if as_json else "\n".join(found.lines()))
+
+
+def stop(run: RunFolder) -> None:
+    """Ask a run to save a checkpoint and to end with exit code 75.  The same command goes on.
+
+    dist-lm stop runs/demo
+    """
+    from dist_lm.run_dir import RunDir
+    from dist_lm.status import is_running
+
+    run_dir = RunDir(run)
+    if not is_running(run_dir):
+        raise ConfigError(f"nobody trains {run}", why="No living process holds the run's lease.")
+    run_dir.stop_file.touch()
+    print(f"asked: {run} saves after its current step and ends with exit code 75")
+
+
+def tb(
+    run: RunFolder,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 6006,
+) -> None:
+    """Show a run in TensorBoard.
+
+    dist-lm tb runs/demo
+    """
+    from dist_lm.run_dir import RunDir
+
+    folder = RunDir(run).tensorboard
+    if not folder.is_dir():
+        raise ConfigError(f"{run} holds no TensorBoard files", do="Name a folder that `dist-lm train` wrote.")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
+    os.execv(sys.executable, command)
+
+
+def _run_and_store(run: Path) -> tuple[RunDir, Store]:
+    from dist_lm.checkpoint.store import open_store
+    from dist_lm.run_dir import RunDir
+
+    run_dir = RunDir(run)
+    if not run_dir.identity.exists():
+        raise ConfigError(f"{run} is not a run folder", do="Name a folder that `dist-lm train` wrote.")
+    return run_dir, open_store(run_dir.checkpoint_location())
+
+
+@checkpoints_app.command("list")
+def checkpoints_list(run: RunFolder, as_json: AsJson = False) -> None:
+    """Every published checkpoint, newest first.
+
+    dist-lm checkpoints list runs/demo
+    """
+    from dist_lm.checkpoint import commit
+    from dist_lm.checkpoint.manifest import Checkpoint
+
+    _, store = _run_and_store(run)
+    marked = commit.best(store) or {}
+    rows: list[dict[str, Any]] = []
+    for name in store.names():
+        checkpoint = Checkpoint.read(store, name)
+        progress = checkpoint.progress
+        rows.append(
+            {
+                "step": progress.step,
+                "bytes": checkpoint.num_bytes,
+                "world_size": progress.world_size,
+                "zero_stage": progress.zero_stage,
+                "precision": progress.precision,
+                "tokens": progress.tokens,
+                "best": marked.get("step") == progress.step,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(
+            f"step {row['step']:>8}  {row['bytes'] / 1e6:9.1f} MB  {row['world_size']} ranks  ZeRO-{row['zero_stage']} "
+            f"{row['precision']}  {row['tokens']:,} tokens{'  best' if row['best'] else ''}"
+        )
+
+
+@checkpoints_app.command("verify")
+def checkpoints_verify(run: RunFolder) -> None:
+    """Compare every byte of every checkpoint with its manifest; changes nothing.
+
+    dist-lm checkpoints verify runs/demo
+    """
+    from dist_lm.checkpoint.manifest import Checkpoint
+
+    run_dir, store = _run_and_store(run)
+    bad = 0
+    for name in store.names():
+        try:
+            checkpoint = Checkpoint.read(store, name)
+            problem = checkpoint.damage(sorted(checkpoint.files))
+            if not problem and checkpoint.run_id != run_dir.run_id():
+                problem = "it is of another run"
+        except DataError as error:
+            problem = f"{error.what}: {error.why}"
+        bad += bool(problem)
+        print(f"{name}  {problem or 'ok'}")
+    if bad:
+        raise DataError(f"{bad} checkpoints are damaged", where=store.location, do="A resume sets them aside.")
+
+
+@checkpoints_app.command("prune")
+def checkpoints_prune(
+    run: RunFolder,
+    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints that stay.")] = 1,
+    keep_every: Annotated[int, typer.Option(min=0, help="Multiples of this step stay, too.")] = 0,
+) -> None:
+    """Remove old checkpoints.  The best one stays; nothing goes unless the newest one verifies.
+
+    dist-lm checkpoints prune runs/demo --keep 2
+    """
+    from dist_lm.checkpoint import commit
+    from dist_lm.checkpoint.manifest import Checkpoint
+
+    _, store = _run_and_store(run)
+    names = store.names()
+    if names:
+        newest = Checkpoint.read(store, names[0])
+        problem = newest.damage(sorted(newest.files))
+        if problem:
+            raise DataError(
+                f"the newest checkpoint is damaged: {problem}",
+                where=newest.folder,
+                do="Nothing was removed: an older one may be the only good one.",
+            )
+    removed = commit.prune(store, commit.Retention(keep, keep_every))
+    print(f"removed {', '.join(removed)}" if removed else "nothing to remove")
+
+
+@checkpoints_app.command("copy")
+def checkpoints_copy(
+    run: Annotated[str, typer.Argument(help="Run folder, or RUN@STEP; without a step, the newest checkpoint.")],
+    to: Annotated[str, typer.Argument(help="Folder or URL that the checkpoint goes into.")],
+) -> None:
+    """Copy one checkpoint to another place, and verify the copy there.
+
+    dist-lm checkpoints copy runs/demo@1000 s3://bucket/backup
+    """
+    from dist_lm.checkpoint.copying import copy_checkpoint
+    from dist_lm.checkpoint.manifest import Checkpoint
+    from dist_lm.checkpoint.store import open_store, step_name
+
+    folder, _, step = run.partition("@")
+    if step and not step.isdecimal():
+        raise ConfigError(f"{run}: `{step}` is not a step", do="Write RUN@1000.")
+    _, store = _run_and_store(Path(folder))
+    names = [name for name in store.names() if not step or name == step_name(int(step))]
+    if not names:
+        raise ConfigError(f"{folder} has no checkpoint" + (f" of step {step}" if step else ""))
+    copied = copy_checkpoint(Checkpoint.read(store, names[0]), open_store(to))
+    print(f"ok: {copied.folder}, {len(copied.files)} files verified")
