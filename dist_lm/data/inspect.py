@@ -39,9 +39,7 @@ def inspect_dataset(location: str | Path, tokenizer_path: Path, *, show: int = 3
         if _DOCUMENT_COLUMN in block:
             documents.append(np.unique(block[_DOCUMENT_COLUMN]))
         for name in label_columns:
-            numbers = _filled(block, manifest, name)
-            # Negative: a place without a label, such as the later tokens of a word.
-            labels += np.bincount(numbers[numbers >= 0], minlength=len(labels))
+            labels += np.bincount(_filled(block, manifest, name), minlength=len(labels))
     sample_lengths = np.concatenate(lengths)
     if manifest.kind == TOKENS_KIND:
         sample_lengths = np.array([len(ids) for parts, _ in _samples(location, manifest) for ids in parts])
@@ -98,7 +96,7 @@ def _samples(location: str | Path, manifest: Manifest) -> Iterator[tuple[list[ND
         for row in range(len(next(iter(block.values())))):
             parts = [_row(block, manifest, name, row) for name in names]
             numbers = [number for name in label_columns for number in _row(block, manifest, name, row).tolist()]
-            label = " ".join(manifest.labels[number] for number in numbers if number >= 0)
+            label = " ".join(manifest.labels[number] for number in numbers)
             yield [part for part in parts if len(part)], label
 
 
