@@ -96,7 +96,8 @@ def _samples(location: str | Path, manifest: Manifest) -> Iterator[tuple[list[ND
         for row in range(len(next(iter(block.values())))):
             parts = [_row(block, manifest, name, row) for name in names]
             numbers = [number for name in label_columns for number in _row(block, manifest, name, row).tolist()]
-            yield [part for part in parts if len(part)], " ".join(manifest.labels[number] for number in numbers)
+            label = " ".join(manifest.labels[number] for number in numbers)
+            yield [part for part in parts if len(part)], label
 
 
 def _documents(location: str | Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
