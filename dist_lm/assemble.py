@@ -7,6 +7,8 @@ folder is claimed only after that.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import platform
 import shutil
@@ -22,6 +24,7 @@ from dist_lm import disk
 from dist_lm.attempt import Attempt
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.stream import Stream
@@ -42,7 +45,7 @@ from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
 
 log = logging.getLogger(__name__)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _FP32_BYTES = 4
 # A checkpoint holds the weights and Adam's two moments; two of them exist while one replaces the other.
 _CHECKPOINT_COPIES = 3
@@ -62,6 +65,8 @@ class Parts:
     shapes: dict[str, tuple[int, ...]]
     """Trainable parameters by their Hugging Face names."""
     data: TrainingSet
+    cache: ShardCache | None
+    """Copies of remote shards on this machine."""
     micro_rows: int
     """Most rows of one forward pass on one rank."""
 
@@ -85,7 +90,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: st
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
     model = _together(ranks, lambda: inputs.task.build_model(config.model))
-    facts = {**inputs.identity, **ranks.agree(lambda: _frozen(model))}
+    facts = {**inputs.identity, **ranks.agree(lambda: model_facts(config, model))}
     ranks.agree(lambda: run_dir.claim(facts, lambda stored: identity_diff(stored, facts, config.run.allow_change)))
     attempt = Attempt.begin(run_dir, config.run, ranks, stop, launcher=launcher)
     try:
@@ -139,6 +144,7 @@ def _build(
         engine,
         shapes,
         inputs.data,
+        open_cache(config),
         inputs.micro_rows,
     )
 
@@ -154,10 +160,16 @@ def _together(ranks: Ranks, work: Any) -> Any:
     return result
 
 
-def _frozen(model: Any) -> dict[str, str]:
-    """Checkpoints hold trained weights only: a run goes on only over the same frozen ones."""
-    digest = frozen_sha256(model)
-    return {FROZEN_KEY: digest} if digest else {}
+def model_facts(config: RunConfig, model: Any) -> dict[str, str]:
+    """What decides the model and stands in files: its config.json, and the weights that are not trained.
+
+    Checkpoints hold trained weights only: a run goes on only over the same frozen ones.
+    """
+    facts = {FROZEN_KEY: frozen_sha256(model)}
+    if config.model.config is not None:
+        fields = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+        facts["model.config"] = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return {key: value for key, value in facts.items() if value}
 
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
@@ -196,6 +208,12 @@ def open_training_set(config: RunConfig) -> TrainingSet:
     )
 
 
+def open_cache(config: RunConfig) -> ShardCache | None:
+    """The cache of the configuration; None without one."""
+    cache = config.data.cache
+    return ShardCache(cache.dir, int(cache.limit_gb * 1e9)) if cache.dir is not None else None
+
+
 def open_stream(parts: Parts, *, position: int) -> Stream:
     """This rank's training rows from `position` on."""
     return Stream(
@@ -205,6 +223,7 @@ def open_stream(parts: Parts, *, position: int) -> Stream:
         world_size=parts.ranks.world_size,
         position=position,
         partner_columns=parts.task.partner_columns,
+        cache=parts.cache,
     )
 
 

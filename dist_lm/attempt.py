@@ -93,7 +93,7 @@ class Attempt:
         except Fenced as error:
             self.lost = error
 
-    def end(self, error: BaseException | None, **facts: Any) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Close the record and give the lease back."""
         if self._ended:
             return
@@ -101,15 +101,13 @@ class Attempt:
         self.watch.close()
         if self._lease is None or isinstance(error, Fenced):
             return
+        reason, code, what = "crash", EXIT_CRASH, repr(error)
         if error is None:
-            reason, code = "done", EXIT_DONE
+            reason, code, what = "done", EXIT_DONE, ""
         elif isinstance(error, DistLMError):
-            reason, code = error.kind, error.exit_code
-        else:
-            reason, code = "crash", EXIT_CRASH
+            reason, code, what = error.kind, error.exit_code, error.what
         known = {"step": self.watch.step, "useful_s": self.watch.useful_s}
-        what = {"what": str(error).splitlines()[0]} if error is not None and str(error) else {}
-        self.run_dir.close_attempt(self.number, reason=reason, exit_code=code, **known, **what, **facts)
+        self.run_dir.close_attempt(self.number, reason=reason, exit_code=code, what=what, **known)
         self.run_dir.stop_file.unlink(missing_ok=True)
         self._lease.release(**known)
 

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dist_lm import cli_cluster
+from dist_lm import cli_cluster, cli_model
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
@@ -34,6 +34,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
+app.add_typer(cli_model.app)
 cli_cluster.add_verbs(app)
 add_verbs(app)
 
@@ -157,35 +158,6 @@ def config_schema() -> None:
     from dist_lm.config_files import schema
 
     print(json.dumps(schema(), indent=2))
-
-
-@app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="Run folder, or RUN@STEP.")],
-    out: Annotated[Path, typer.Option(help="New folder.")],
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-) -> None:
-    """Write an ordinary Hugging Face folder, and check it by loading it again.
-
-    dist-lm export runs/demo --out model
-
-    dist-lm export runs/demo@1000 --out model-1000
-    """
-    from dist_lm.worker import prepare_environment
-
-    prepare_environment()
-    from dist_lm.export import export as export_run
-
-    folder, _, step = run.partition("@")
-    if step and not step.isdecimal():
-        raise ConfigError(f"{run}: `{step}` is not a step", do="Write RUN@1000.")
-    if dtype not in ("fp32", "bf16"):
-        raise ConfigError(f"--dtype {dtype} is unknown", do="Write fp32 or bf16.")
-    done = export_run(Path(folder), out, step=int(step) if step else None, dtype=dtype)
-    print(
-        f"{done.folder}: {done.architecture}, {done.num_parameters:,} parameters of step {done.step}; "
-        f"reloaded, largest logit difference {done.largest_logit_difference:.3g}"
-    )
 
 
 @ops_app.command("build")

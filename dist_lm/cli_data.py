@@ -160,6 +160,45 @@ def data_prepare(
     print(prepare(options, progress=counter()))
 
 
+@data_app.command("records")
+def data_records(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="New .jsonl file.")],
+    file_format: FormatOption = None,
+    field: FieldOption = None,
+    documents: DocumentsOption = "file",
+    columns: ColumnsOption = None,
+    max_bad: Annotated[int, typer.Option(help="Bad records allowed.")] = 0,
+) -> None:
+    """Any source as .jsonl, for predict and eval.
+
+    dist-lm data records test.conll --out test.jsonl
+
+    dist-lm data records dev-v2.0.json --out dev.jsonl
+    """
+    from dist_lm.data.convert import convert_records
+
+    count, bad = convert_records(inputs, _read_settings(file_format, field, documents, columns), out, max_bad=max_bad)
+    print(f"{out}: {count} records" + (f", {bad} bad ones left out" if bad else ""))
+
+
+@data_app.command("pair-lines")
+def data_pair_lines(
+    source: Annotated[str, typer.Argument(help="Text, a line an example; .gz is fine.")],
+    target: Annotated[str, typer.Argument(help="Its translation, line by line.")],
+    out: Annotated[Path, typer.Option(help="New .jsonl file of `source` and `target`.")],
+    max_bad: Annotated[int, typer.Option(help="Bad pairs allowed.")] = 0,
+) -> None:
+    """Two files that run in parallel as records of a translation.
+
+    dist-lm data pair-lines train.en train.de --out train.jsonl
+    """
+    from dist_lm.data.convert import pair_lines
+
+    count, bad = pair_lines(source, target, out, max_bad=max_bad)
+    print(f"{out}: {count} pairs" + (f", {bad} bad ones left out" if bad else ""))
+
+
 @data_app.command("inspect")
 def data_inspect(
     folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
@@ -178,16 +217,38 @@ def data_inspect(
 @data_app.command("verify")
 def data_verify(
     folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Also compare the tokenizer in this folder.")] = None,
 ) -> None:
     """Compare every shard with the manifest: counts, index, hashes.
 
-    dist-lm data verify data/train
+    dist-lm data verify data/train --tokenizer tokenizer
     """
     from dist_lm.data.location import redact
     from dist_lm.data.shards import verify_dataset
+    from dist_lm.data.tokenizer import compare_tokenizer, load_tokenizer
 
     manifest = verify_dataset(folder)
+    if tokenizer is not None:
+        compare_tokenizer(manifest, load_tokenizer(tokenizer), folder=folder)
     print(f"ok: {redact(folder)}: {manifest.num_rows} rows in {len(manifest.shards)} shards")
+
+
+@data_app.command("reshard")
+def data_reshard(
+    source: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    shard_rows: Annotated[int | None, typer.Option(help="Rows of a shard; tokens, for kind tokens.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
+    block_rows: Annotated[int | None, typer.Option(help="Rows of a block; left out: as before.")] = None,
+) -> None:
+    """The same rows in the same order in shards of another size or number, compared after writing.
+
+    dist-lm data reshard data/train --out data-64/train --shards 64
+    """
+    from dist_lm.data.reshard import ReshardOptions, reshard
+
+    made = reshard(ReshardOptions(source, out, shard_rows, shards, block_rows), progress=counter())
+    print(f"{out}: {made.num_rows} rows in {len(made.shards)} shards, the same as in the source")
 
 
 def counter() -> Callable[[str, int, int | None], None]:

@@ -14,7 +14,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dist_lm.config_data import DataSection, SourceSpec, StageSpec
+from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec
+from dist_lm.config_fine_tuning import (
+    ClassificationTask,
+    InstructionTask,
+    QuestionAnsweringTask,
+    Seq2SeqTask,
+    TokenClassificationTask,
+)
 from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
 from dist_lm.config_ray import RaySection
@@ -24,30 +31,41 @@ from dist_lm.config_section import Rule, Section, refuse
 __all__ = [
     "BatchSection",
     "BestSection",
+    "CacheSection",
     "CausalLmTask",
     "ClassificationTask",
     "DataSection",
     "EarlyStopSection",
+    "InstructionTask",
     "LoraSection",
     "MlmTask",
     "ModelSection",
     "OptimSection",
+    "QuestionAnsweringTask",
     "RunConfig",
     "RunSection",
     "ScheduleSection",
     "Section",
+    "Seq2SeqTask",
     "SourceSpec",
     "SpanCorruptionTask",
     "StageSpec",
     "Task",
+    "TokenClassificationTask",
 ]
 
 
-class ClassificationTask(Section):
-    name: Literal["classification"]
-
-
-Task = Annotated[MlmTask | CausalLmTask | SpanCorruptionTask | ClassificationTask, Field(discriminator="name")]
+Task = Annotated[
+    MlmTask
+    | CausalLmTask
+    | SpanCorruptionTask
+    | ClassificationTask
+    | TokenClassificationTask
+    | QuestionAnsweringTask
+    | Seq2SeqTask
+    | InstructionTask,
+    Field(discriminator="name"),
+]
 
 
 class RunConfig(Section):
@@ -89,6 +107,13 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
         yield (
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
+        )
+    for key in config.data.keys_with_secrets:
+        # A configuration is shown, logged, and copied into the run folder.
+        yield (
+            f"{key} holds a URL with a password or a query string; credentials belong into the environment, "
+            "~/.netrc, or the files of the storage's own tools",
+            (key,),
         )
     steps = [stage.from_step for stage in config.data.stages]
     if any(later <= earlier for earlier, later in pairwise(steps)):

@@ -6,6 +6,7 @@ its key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,14 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
 )
 
 from dist_lm.config_section import Section, refuse
+
+_SECRET = re.compile(r"://([^/]*:[^/]*@|[^?]*\?)")
 
 
 class SourceSpec(BaseModel):
@@ -29,7 +33,7 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     path: str
-    """Prepared data set (a folder with manifest.json)."""
+    """Prepared data set: a folder or URL with manifest.json (docs/data-storage.md)."""
     weight: NonNegativeFloat = 1.0
     """Share of the tokens of training, before it is divided by the sum of all weights."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]*$")] = ""
@@ -88,9 +92,16 @@ def _read_items(model: type[BaseModel], items: Any, key: str) -> Iterator[Any]:
             )
 
 
+class CacheSection(Section):
+    dir: Path | None = None
+    """Folder on this machine for copies of remote shards, shared by its ranks; empty: read them where they lie."""
+    limit_gb: PositiveFloat = 100.0
+    """Most that the copies take (1 GB is 1e9 bytes); should hold two shards for each lane that a machine reads."""
+
+
 class DataSection(Section):
     train: Annotated[str | tuple[SourceSpec, ...], BeforeValidator(_read_sources)]
-    """Prepared data set (a folder with manifest.json), or a list of them to mix: `- {path: ..., weight: ...}`."""
+    """Prepared data set (a folder or URL with manifest.json), or a list to mix: `- {path: ..., weight: ...}`."""
     stages: Annotated[tuple[StageSpec, ...], BeforeValidator(_read_stages)] = ()
     """Steps at which the weights of the mixture change: `- {from_step: ..., weights: {NAME: ...}}`."""
     heldout: Annotated[str | dict[str, str] | None, BeforeValidator(_read_heldout)] = None
@@ -104,6 +115,7 @@ class DataSection(Section):
     """Readers that go through the shards side by side (design note: data order)."""
     era: PositiveInt = 1024
     """Rows of a lane that are shuffled together."""
+    cache: CacheSection = CacheSection()
 
     @property
     def sources(self) -> tuple[SourceSpec, ...]:
@@ -116,3 +128,12 @@ class DataSection(Section):
         if isinstance(self.heldout, dict):
             return self.heldout
         return {"": self.heldout} if self.heldout else {}
+
+    @property
+    def keys_with_secrets(self) -> list[str]:
+        """Keys with a URL that holds, or may hold, a credential."""
+        locations = {
+            "data.train": [source.path for source in self.sources],
+            "data.heldout": list(self.heldout_sets.values()),
+        }
+        return [key for key, found in locations.items() if any(_SECRET.search(location) for location in found)]

@@ -28,7 +28,7 @@ _PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.toke
 _STEERED = ("run.steps", "run.seed")
 """Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
 _SHARING = (
-    *("batch.micro", "zero", "deepspeed", "ray"),
+    *("batch.micro", "data.cache", "zero", "deepspeed", "ray"),
     *("model.activation_checkpointing", "model.attention", "task.head_chunk"),
 )
 """How the work is shared out; what is computed is the same for every value."""
@@ -136,7 +136,8 @@ def _override(text: str) -> Tree:
     if not equals or not all(parts):
         do = "Write key=value with a dotted key, such as optim.lr=1e-4."
         raise ConfigError(f"`{text}` is not an override", do=do)
-    place = f"override `{text}`"
+    # The rest of a URL may be a secret.
+    place = f"override `{text}`" if "://" not in value else f"override `{key}={value.partition('://')[0]}://...`"
     entry = parse_value(value, place)
     for part in reversed(parts[1:]):
         entry = Entry({part: entry}, place)

@@ -70,7 +70,8 @@ class Engine:
         self.seed = seed
         self._clock = clock
         module = TaskModule(model, task)
-        module.to(ranks.device)
+        # transformers hands out loaded weights in evaluation mode: without dropout.
+        module.to(ranks.device).train()
         parameter_groups = groups(module, optim)
         # Offloaded optimizer states need DeepSpeed's own CPU Adam; elsewhere torch's fused one is
         # as fast and needs no compiler.
@@ -103,7 +104,9 @@ class Engine:
                 do="Install a C++ compiler, then run `dist-lm ops build` to see its messages.",
             ) from error
         self.stage = int(self._engine.zero_optimization_stage())
+        self._groups = [(group["lr_scale"], group["weight_decay"]) for group in parameter_groups]
         self._undo_first_step()
+        self.check_groups()
 
     def _undo_first_step(self) -> None:
         """At stage 0 in bf16 DeepSpeed makes the optimizer's state by a step with zero gradients.
@@ -115,6 +118,12 @@ class Engine:
             for low, high in zip(lows, highs, strict=True):
                 high.data.copy_(low.data)
                 wrapper.optimizer.state.pop(high, None)
+
+    def check_groups(self) -> None:
+        """Rates and decays are those that were set: DeepSpeed has been seen to copy one group's to all."""
+        groups = [(group["lr_scale"], group["weight_decay"]) for group in self._engine.optimizer.param_groups]
+        if groups != self._groups:
+            raise AssertionError(f"parameter groups (rate scale, weight decay) are {groups}, not {self._groups}")
 
     @property
     def deepspeed_engine(self) -> Any:

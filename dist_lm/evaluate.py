@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
-from dist_lm.tasks.base import Task
+from dist_lm.tasks.base import PREDICTED, Task
 
 _LOOK_EVERY = 8
 """Micro-batches between two looks for a stop request."""
@@ -31,6 +32,7 @@ def evaluate(
     *,
     micro_rows: int,
     seed: int,
+    cache: ShardCache | None = None,
     stop_now: Callable[[], bool] = _never,
 ) -> dict[str, float]:
     """Averages over the data set in `location`; a collective call of all ranks.
@@ -38,9 +40,9 @@ def evaluate(
     `stop_now`: asked now and then, at the same micro-batch on every rank; once it says yes, the
     result is empty.
     """
-    names = [f"{name}_{part}" for name in task.objectives for part in ("loss", "correct")]
-    sums = dict.fromkeys(names, 0.0)
+    sums: dict[str, float] = {}
     targets = dict.fromkeys(task.objectives, 0.0)
+    state = task.metrics_state()
     rows = HeldoutRows(
         location,
         rank=ranks.rank,
@@ -49,17 +51,25 @@ def evaluate(
         seq_len=task.view.seq_len,
         partner_columns=task.partner_columns,
         seed=seed,
+        cache=cache,
     )
     for number, micro_rows_of_rank in enumerate(rows):
         if number % _LOOK_EVERY == 0 and stop_now():
             return {}
         micro_batch = task.collate(micro_rows_of_rank)
-        for name, value in engine.evaluate(micro_batch).items():
-            sums[name] += float(value)
+        outputs = engine.evaluate(micro_batch)
+        predicted = outputs.pop(PREDICTED, None)
+        if state is not None and predicted is not None:
+            task.judge(state, predicted.cpu(), micro_batch)
+        for name, value in outputs.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
         for name, count in micro_batch.targets.items():
             targets[name] += count
-    totals = ranks.sum([*sums.values(), *targets.values()])
-    return averages(
+    # Every rank sees at least one micro-batch, so all know the same names.
+    names = sorted(sums)
+    totals = ranks.sum([*(sums[name] for name in names), *targets.values()])
+    figures = averages(
         dict(zip(names, totals[: len(names)], strict=True)),
         dict(zip(task.objectives, totals[len(names) :], strict=True)),
     )
+    return figures | (state.compute(ranks.gather(state.counts())) if state is not None else {})

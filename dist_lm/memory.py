@@ -1,7 +1,7 @@
 """Out of memory: what was needed, what to change, and the micro-batch that the next attempt takes.
 
 Enters: an error of the allocator.  Leaves: OutOfMemory with numbers and options; with `batch.micro:
-auto`, half of the micro-batch in memory.json, for the attempt that the launcher starts next.
+auto`, a mark in the run folder, by which the next attempt takes half of the micro-batch.
 Promises: the global batch, and with it what is computed, stays the same.
 """
 
@@ -18,7 +18,6 @@ from dist_lm.run_dir import RunDir
 if TYPE_CHECKING:
     from dist_lm.assemble import Parts
 
-LIMITS = "memory"
 AUTO_MOST_ROWS = 64
 """`auto` begins here: more rows a pass make no step faster on the devices of today."""
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -34,8 +33,7 @@ def chosen_micro_rows(config: RunConfig, run_dir: RunDir) -> int:
     """Rows of one forward pass: what the configuration says, or what has not yet failed."""
     if config.batch.micro_rows != "auto":
         return config.batch.micro_rows
-    failed = [int(entry["failed_rows"]) for entry in run_dir.read_list(LIMITS)]
-    return max(1, min([AUTO_MOST_ROWS, config.batch.global_rows, *(rows // 2 for rows in failed)]))
+    return max(1, min([AUTO_MOST_ROWS, config.batch.global_rows, *(rows // 2 for rows in run_dir.too_large())]))
 
 
 @contextlib.contextmanager
@@ -58,8 +56,7 @@ def _told(parts: Parts, step: int, why: str) -> OutOfMemory:
     facts = f"{why.splitlines()[0]}\nZeRO-{parts.engine.stage}, {parts.config.precision}, {parts.ranks.device.type}"
     where = str(parts.run_dir.path)
     if auto and rows > 1:
-        # Ranks that fail together write the same.
-        parts.run_dir.append(LIMITS, {"failed_rows": rows, "step": step})
+        parts.run_dir.mark_too_large(rows)
         return OutOfMemoryRetry(what, where=where, why=facts, do=f"The next attempt takes {rows // 2} rows.")
     smaller = f"Set batch.micro to {rows // 2}. " if rows > 1 else ""
     options = f"{smaller}Or raise zero, use precision=bf16, or offload (ds_configs/zero3_offload.json)."

@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def averages(sums: Mapping[str, float], targets: Mapping[str, float]) -> dict[str, float]:
-    """`loss` (all objectives added up), and loss and accuracy of each objective."""
+    """`loss` (all objectives added up), and of each objective its loss, and its accuracy if it has one."""
     values = {"loss": 0.0}
     for name, count in targets.items():
         count = max(count, 1.0)
         values[f"{name}_loss"] = sums[f"{name}_loss"] / count
-        values[f"{name}_accuracy"] = sums[f"{name}_correct"] / count
+        if f"{name}_correct" in sums:
+            values[f"{name}_accuracy"] = sums[f"{name}_correct"] / count
         values["loss"] += values[f"{name}_loss"]
     return values
 

@@ -91,9 +91,14 @@ def load(
     config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
     if not section.resize_embeddings:
         _compare_vocabulary(place, config, tokenizer)
-    _check_positions(config, positions, where=str(folder), do="Prepare the data with --seq-len {room} or less.")
+    _check_positions(
+        config,
+        positions,
+        where=str(folder),
+        do="Shorten the rows: data.seq_len for kind tokens, else --seq-len of `data prepare`; {room} tokens at most.",
+    )
     config.update(head)
-    model, info = auto_class.from_pretrained(
+    model, info = _class_for(auto_class, config, where=str(folder)).from_pretrained(
         place if place == folder else None,
         config=config,
         state_dict=None if place == folder else weights_of_run(folder),
@@ -168,6 +173,21 @@ def _new(
     return model
 
 
+def _class_for(auto_class: Any, config: PretrainedConfig, *, where: str) -> Any:
+    """The class that stands behind an auto class: only a class itself takes weights that are in memory."""
+    if issubclass(auto_class, PreTrainedModel):
+        return auto_class
+    try:
+        with torch.device("meta"):
+            return type(auto_class.from_config(config))
+    except ValueError as error:
+        raise ConfigError(
+            f"a {config.model_type} is no model for {auto_class.__name__}",
+            where=where,
+            do="Use a model of another architecture, or another task.",
+        ) from error
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -191,7 +211,7 @@ def _check_positions(config: PretrainedConfig, positions: int, *, where: str, do
         room -= (config.pad_token_id or 0) + 1
     if room is not None and positions > room:
         raise DataError(
-            f"rows of {positions} tokens do not fit a model with {room} positions",
+            f"model inputs of {positions} tokens do not fit a model with {room} positions",
             where=where,
             why="Places behind the last position have no embedding.",
             do=do.format(room=room, needed=positions),

@@ -7,7 +7,7 @@
     metrics.jsonl  tb/                              what it measured
     logs/  errors/  heartbeats/
     lease.json  run_id                              which attempt may write; whose checkpoints these are
-    rollbacks.json  memory.json                     what later attempts must know
+    rollbacks.json  too-large/                      what later attempts must know
 
 Enters: a folder name.  Leaves: the paths in it.  Promises: one folder is one run; another
 configuration is refused before anything is touched.
@@ -99,6 +99,17 @@ class RunDir:
         if not path.exists():
             disk.write_bytes(path, uuid.uuid4().hex.encode())
         return path.read_text()
+
+    def mark_too_large(self, micro_rows: int) -> None:
+        """Remember a micro-batch that did not fit into memory.  Several ranks may do it at once."""
+        folder = self.path / "too-large"
+        with disk.disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / str(micro_rows)).touch()
+
+    def too_large(self) -> list[int]:
+        """Micro-batches that did not fit, in rows, the smallest first."""
+        return sorted(int(path.name) for path in (self.path / "too-large").glob("*"))
 
     def read_list(self, name: str) -> list[dict[str, Any]]:
         """A small list of facts that outlives attempts, such as the rollbacks."""

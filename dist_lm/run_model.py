@@ -19,7 +19,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from dist_lm import lora, model
 from dist_lm.checkpoint import commit
-from dist_lm.checkpoint.commit import Checkpoint, Reader
+from dist_lm.checkpoint.manifest import Checkpoint
+from dist_lm.checkpoint.reader import Reader
+from dist_lm.checkpoint.store import Store, open_store, step_name
 from dist_lm.config import ModelSection, RunConfig
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.errors import ConfigError, DataError
@@ -28,7 +30,7 @@ from dist_lm.run_dir import RunDir
 
 FROZEN_KEY = "model.frozen"
 """Key of a run's identity: parameters.frozen_sha256."""
-_HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
+_HEAD_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "dist_lm")
 
 
 def config_folder(folder: Path) -> Path:
@@ -46,20 +48,47 @@ def config_folder(folder: Path) -> Path:
 
 def weights_of_run(run: Path) -> dict[str, Tensor]:
     """All weights of the newest checkpoint, adapters merged, by the names of a fresh model."""
-    folders = commit.published(RunDir(run).checkpoints)
-    if not folders:
-        raise ConfigError(f"{run} has no checkpoint yet", where="model.from", do="Train until the first one is saved.")
-    checkpoint = Checkpoint.load(folders[0])
-    damage = checkpoint.damage(sorted(checkpoint.files))
-    if damage:
-        raise DataError(
-            f"{checkpoint.folder} is damaged: {damage}",
-            where="model.from",
-            do="Export an earlier step with `dist-lm export RUN@STEP --out FOLDER`, and name that folder.",
-        )
+    checkpoint = choose_checkpoint(RunDir(run))
     whole = model_of_run(RunDir(run), checkpoint)
     lora.merge(whole) if section_of(RunDir(run)).lora.rank else None
     return dict(whole.state_dict())
+
+
+def choose_checkpoint(run_dir: RunDir, selector: str = "") -> Checkpoint:
+    """A checkpoint of the run, whole: the newest one, or `best`, `latest`, or that of a step.
+
+    Raises ConfigError where there is no such checkpoint, DataError where it is damaged.
+    """
+    store = open_store(run_dir.checkpoint_location())
+    saved = store.names()
+    step = _best_step(run_dir, store) if selector == "best" else int(selector) if selector.isdecimal() else None
+    names = [name for name in saved if step is None or name == step_name(step)]
+    if not names:
+        raise ConfigError(
+            f"{run_dir.path} has no checkpoint" + (f" of step {step}" if step is not None else ""),
+            why=f"Checkpoints: {', '.join(saved) or 'none'}.",
+            do="Name one of these steps, or train until the first one is saved.",
+        )
+    checkpoint = Checkpoint.read(store, names[0])
+    damage = checkpoint.damage(sorted(checkpoint.files))
+    if damage:
+        raise DataError(f"{checkpoint.folder} is damaged: {damage}", do="Name an earlier step with RUN@STEP.")
+    return checkpoint
+
+
+def _best_step(run_dir: RunDir, store: Store) -> int:
+    try:
+        found = commit.best(store)
+        if found is not None:
+            return int(found["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        where = f"{run_dir.checkpoint_location()}: {commit.BEST}"
+        raise DataError("the note of the best checkpoint cannot be read", where=where, why=repr(error)) from error
+    raise ConfigError(
+        f"{run_dir.path} knows no best checkpoint",
+        why="It is noted where the run evaluates and watches a metric (run.best).",
+        do="Name RUN@latest or RUN@STEP.",
+    )
 
 
 def section_of(run_dir: RunDir) -> ModelSection:

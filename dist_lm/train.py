@@ -192,7 +192,8 @@ class _Loop:
         micro_batches: list[MicroBatch] = []
         try:
             rows = next(batches)
-            micro_batches = [self.task.collate(part) for part in divide(rows.rows, self.parts.plan)]
+            own = self.task.by_length(rows.rows)
+            micro_batches = [self.task.collate(part) for part in divide(own, self.parts.plan)]
         except DistLMError as error:
             failure = failure or error
         local = [sum(batch.targets[name] for batch in micro_batches) for name in self.task.objectives]
@@ -260,7 +261,8 @@ class _Loop:
             **self.parts.data.epochs(self.progress.position),
         }
         self.last_metrics = values
-        if self.metrics:
+        # The next step's sum tells all ranks that the run is lost; until then nothing is written.
+        if self.metrics and not self.attempt.lost:
             self.metrics.write("train", self.progress.step, values)
             log.info("%s", progress_line(self.progress.step, self.config.run.steps, values))
 
@@ -281,6 +283,7 @@ class _Loop:
                 self.ranks,
                 micro_rows=self.parts.micro_rows,
                 seed=self.config.run.seed,
+                cache=self.parts.cache,
                 stop_now=lambda: self.ranks.sum([bool(self.stop.reason)])[0] > 0,
             )
             if not values:
@@ -329,8 +332,7 @@ class _Loop:
         self._event("rolled_back", {"bad_step": bad_step, "position": self.progress.position})
 
     def _event(self, name: str, values: dict[str, Any]) -> None:
-        if self.metrics:
-            self.attempt.fence()
+        if self.metrics and not self.attempt.lost:
             self.metrics.write("event", self.progress.step, {"event": name, **values})
 
     def _fault(self, point: str, step: int) -> str:

@@ -107,3 +107,21 @@ def test_a_wrong_mixture_is_refused_with_the_item_and_the_place(override: str, m
     said = refusal(mixed(), override)
     assert message in said
     assert override in said or "c.yaml:" in said
+
+
+@pytest.mark.parametrize("location", ["https://anna:pass-word@host/train", "https://host/train?sig=pass-word"])
+@pytest.mark.parametrize("key", ["data.train", "data.heldout"])
+def test_a_url_with_a_secret_is_refused_and_not_shown(key: str, location: str) -> None:
+    write("c.yaml", BASE)
+    message = refusal("c.yaml", f"{key}={location}")
+    assert f"{key} holds a URL with a password or a query string" in message
+    assert "pass-word" not in message
+
+
+def test_urls_without_secrets_pass_and_the_cache_decides_nothing_of_what_is_computed() -> None:
+    write("c.yaml", BASE)
+    plain = ["data.train=abfss://box@account.dfs.core.windows.net/train", "data.heldout=s3://bucket/held"]
+    loaded = load_config(Path("c.yaml"), plain)
+    cached = load_config(Path("c.yaml"), [*plain, "data.cache.dir=/tmp/x", "data.cache.limit_gb=0.5"])
+    assert identity(loaded.config) == identity(cached.config)
+    assert cached.config.data.cache.limit_gb == 0.5

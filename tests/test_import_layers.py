@@ -16,14 +16,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 LAYERS: list[set[str]] = [
     {
         *("errors", "disk", "faults", "duration", "yaml_tree", "json_tree"),
-        *("config", "config_data", "config_run", "config_ray", "config_section", "config_model", "config_pretraining"),
+        *("config", "config_data", "config_run", "config_ray", "config_section", "config_model"),
+        *("config_pretraining", "config_fine_tuning"),
         *("config_keys", "config_mistakes", "config_files"),
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"engine", "checkpoint", "metrics", "tasks", "model", "run_model"},
-    {"train", "assemble", "resume", "memory", "batches", "evaluate", "export", "worker", "cluster", "demo", "status"},
-    {"cli_data", "cli_runs", "cli_cluster"},
+    {"engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
+    {
+        *("train", "assemble", "resume", "memory", "batches", "evaluate", "worker", "cluster", "demo", "status"),
+        *("trained", "predictors", "predict", "judge", "export", "model_card"),
+    },
+    {"cli_data", "cli_model", "cli_runs", "cli_cluster"},
     {"cli"},
     {"__main__"},
 ]
@@ -42,6 +46,8 @@ SEAMS = {
 }
 LIGHT = [
     "cli.py",
+    "cli_model.py",
+    "data/record_lines.py",
     "cli_cluster.py",
     "cluster/manifests.py",
     "cluster/ray_launcher.py",
@@ -62,6 +68,7 @@ LIGHT = [
     "config_ray.py",
     "config_model.py",
     "config_pretraining.py",
+    "config_fine_tuning.py",
     "config_files.py",
     "config_keys.py",
     "config_mistakes.py",

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from dist_lm import model as models
-from dist_lm.config import ModelSection
+from dist_lm.assemble import model_facts
+from dist_lm.config import ModelSection, RunConfig
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.model_sizes import SIZES
@@ -39,6 +40,13 @@ MILLIONS = {
     ("t5", "large"): 783 - 32.9,
 }
 """Parameters that the sources of the sizes tell, with the vocabularies of their models."""
+RUN: dict[str, Any] = {
+    "task": {"name": "mlm"},
+    "data": {"train": "data", "tokenizer": "tokenizer"},
+    "batch": {"global": 8, "micro": 8},
+    "optim": {"lr": 1e-3},
+    "run": {"dir": "run", "steps": 1},
+}
 VOCABULARIES = {
     "bert": 30522,
     "roberta": 50265,
@@ -166,9 +174,9 @@ def test_weights_come_from_a_folder(tokenizers: dict[str, Tokenizer], bert_folde
 
 
 def test_rows_that_a_folder_has_no_positions_for_are_named(tokenizers: dict[str, Tokenizer], bert_folder: Path) -> None:
-    with pytest.raises(DataError, match="rows of 513 tokens do not fit a model with 512 positions") as caught:
+    with pytest.raises(DataError, match="model inputs of 513 tokens do not fit a model with 512 positions") as caught:
         build(tokenizers, from_folder(bert_folder), positions=513)
-    assert "--seq-len 512" in str(caught.value)
+    assert "512 tokens at most" in str(caught.value)
 
 
 def test_another_tokenizer_is_refused_unless_embeddings_are_made_anew(
@@ -209,7 +217,30 @@ def test_keys_without_effect_beside_from_are_refused(
         build(tokenizers, from_folder(bert_folder, **{key: value}))
 
 
-def test_a_folder_of_a_model_that_has_no_such_head_is_refused(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+def test_a_model_without_such_a_head_is_refused(
+    tokenizers: dict[str, Tokenizer], bert_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 600}))
     with pytest.raises(ConfigError, match="transformers refuses"):
         build(tokenizers, ModelSection(config=tmp_path / "config.json"))
+    with pytest.raises(ConfigError, match="a bert is no model for AutoModelForSeq2SeqLM"):
+        models.load(bert_folder, AutoModelForSeq2SeqLM, tokenizers["wordpiece"], positions=64)
+
+
+def test_another_config_in_the_same_run_folder_is_noticed(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    facts = []
+    for dropout in (0.0, 0.0, 0.1):
+        path.write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 1, "hidden_dropout_prob": dropout}))
+        values = {**RUN, "model": {"config": str(path)}}
+        config = RunConfig.model_validate(values)
+        facts.append(model_facts(config, build(tokenizers, config.model)))
+    assert facts[0] == facts[1] != facts[2]
+    assert set(facts[0]) == {"model.config"}
+
+
+def test_a_model_that_cannot_recompute_is_refused(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "mpnet", "num_hidden_layers": 1}))
+    with pytest.raises(ConfigError, match="MPNetForMaskedLM cannot recompute its activations"):
+        build(tokenizers, ModelSection(config=path, activation_checkpointing=True))

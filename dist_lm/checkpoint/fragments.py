@@ -99,6 +99,7 @@ def restore(engine: Engine, read: Read, *, step: int) -> None:
             elif "step" in state:
                 state["step"] = step
         layout.publish()
+    engine.check_groups()
     if optimizer_step(engine) not in (step, None):
         raise DataError(
             f"the optimizer stands at step {optimizer_step(engine)} after loading step {step}",

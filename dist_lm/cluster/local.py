@@ -90,7 +90,7 @@ def launch(plan: LocalLaunch) -> int:
 def _committed(run_dir: RunDir) -> tuple[list[str], int]:
     """What only an attempt that got on can have changed: checkpoints, and what later attempts must know."""
     names = open_store(run_dir.checkpoint_location()).names()
-    return names[:1], len(run_dir.read_list("memory")) + len(run_dir.read_list("rollbacks"))
+    return names[:1], len(run_dir.too_large()) + len(run_dir.read_list("rollbacks"))
 
 
 class _Group:

@@ -15,7 +15,7 @@ column, however many lanes it comes from.  Groups are kept whole: a row's partne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,13 @@ class Eras:
         partner_columns: Sequence[str] = (),
         *,
         first_sample_id: int = 0,
+        before: Callable[[Ints], None] | None = None,
     ) -> None:
+        """`before` is told the positions, of a lane each, whose eras are read next."""
         self._order = order
         self._view = view
         self._reader = reader
+        self._before = before
         self._partner_columns = [view.column(name).name for name in partner_columns]
         self._shard_start = first_sample_id + np.concatenate([[0], np.cumsum(view.shard_rows)])
         # The region of a lane: its rows, and the order in which the stream wants them.
@@ -88,6 +91,8 @@ class Eras:
             self._gather(rows, at[ready], self._wanted[region[ready], place.offset[ready]])
             # One era of a lane at a time: what the batch wants of the present one is out already.
             _, first = np.unique(region[missing], return_index=True)
+            if self._before is not None and len(first):
+                self._before(positions[missing[first]])
             for index in missing[first]:
                 self._load(int(place.epoch[index]), int(place.lane[index]), int(place.era[index]))
                 self._loaded[region[index]] = era[index]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.rows import PARTNER_PREFIX, Rows, concat
@@ -36,7 +37,7 @@ class HeldoutRows:
         limit_rows: int | None = None,
         partner_columns: Sequence[str] = (),
         seed: int = 0,
-        verify: bool = True,
+        cache: ShardCache | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} ranks", where="RANK, WORLD_SIZE")
@@ -58,7 +59,7 @@ class HeldoutRows:
         self._seed = seed
         self._partner_columns = [self.view.column(name).name for name in partner_columns]
         self._shard_start = np.concatenate([[0], np.cumsum(self.view.shard_rows)])
-        self._reader = ShardReader(folder, manifest, verify=verify)
+        self._reader = ShardReader(folder, manifest, cache=cache)
 
     def __len__(self) -> int:
         """Micro-batches that every rank yields."""

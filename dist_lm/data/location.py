@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from dist_lm.errors import ConfigError
 
@@ -102,7 +102,7 @@ def name_of(location: str | Path) -> str:
 def without_secrets(location: str) -> str:
     """A URL without user, password and query: what stays the same while signatures change."""
     parts = urlsplit(location)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"{parts.scheme}://{_owner(parts)}{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def redact(location: str | Path) -> str:
@@ -111,9 +111,16 @@ def redact(location: str | Path) -> str:
     if "://" not in text or text.lower().startswith("file:"):
         return text
     parts = urlsplit(text)
-    host = f"{HIDDEN}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    host = parts.netloc.rpartition("@")[2]
+    user = _owner(parts) or (f"{HIDDEN}@" if "@" in parts.netloc else "")
     query = f"?{HIDDEN}" if parts.query else ""
-    return f"{parts.scheme}://{host}{parts.path}{query}"
+    return f"{parts.scheme}://{user}{host}{parts.path}{query}"
+
+
+def _owner(parts: SplitResult) -> str:
+    """What stands before the host and is no secret: the container of abfss://container@account, a user of sftp."""
+    user, at, _ = parts.netloc.rpartition("@")
+    return f"{user}{at}" if at and ":" not in user and parts.scheme not in _HTTP else ""
 
 
 def scrub(text: str, location: str | Path) -> str:
@@ -121,7 +128,7 @@ def scrub(text: str, location: str | Path) -> str:
     text = text.replace(str(location), redact(location))
     parts = urlsplit(str(location))
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    secrets = [parts.query, password, user, *(value for _, value in parse_qsl(parts.query))]
+    secrets = [parts.query, password, "" if _owner(parts) else user, *(value for _, value in parse_qsl(parts.query))]
     secrets += [piece.partition("=")[2] for piece in parts.query.split("&")]
     for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
         # A value such as "1" would punch holes into every text, and tells nothing.

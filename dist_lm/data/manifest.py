@@ -87,6 +87,9 @@ class ShardEntry:
     bytes: PositiveInt
     sha256: Sha256
     index_sha256: Sha256
+    content: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """Hash over the contents of all members; stands in every tar header, so that each block tells which
+    shard of which preparation it is from."""
 
     @property
     def index_name(self) -> str:

@@ -44,15 +44,20 @@ _START = np.uint64(0x243F6A8885A308D3)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix64(x: Any) -> Hashes:
     """The splitmix64 step: a bijection of uint64 in which every input bit stirs every output bit."""
-    with np.errstate(over="ignore"):
-        x = np.asarray(x, dtype=np.uint64) + _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
-        x = (x ^ (x >> np.uint64(27))) * _MIX_2
-        return np.asarray(x ^ (x >> np.uint64(31)))
+    x = np.asarray(x, dtype=np.uint64)
+    # Arrays wrap round without a word, single numbers would warn; asking for silence costs more than the sum.
+    mixed = x.reshape(-1) + _GOLDEN
+    mixed ^= mixed >> _SHIFT_1
+    mixed *= _MIX_1
+    mixed ^= mixed >> _SHIFT_2
+    mixed *= _MIX_2
+    mixed ^= mixed >> _SHIFT_3
+    return np.asarray(mixed.reshape(x.shape))
 
 
 def keyed_hash(*parts: Any) -> Hashes:
@@ -75,7 +80,7 @@ def permute(i: Any, n: Any, key: Any) -> Ints:
     # frexp of n - 1 is its bit length, exact below 2**53.
     bits = np.maximum(np.frexp((np.maximum(limits, 1) - 1).astype(np.float64))[1], 2).astype(np.uint64)
     keys = mix64(key).reshape(-1)
-    subkeys = [mix64(keys ^ mix64(turn)) for turn in range(_FEISTEL_ROUNDS)]
+    subkeys = list(mix64(keys ^ _TURNS))
     turned = _feistel(values, bits, subkeys)
     outside = np.flatnonzero(turned >= limits)
     while outside.size:
@@ -98,6 +103,9 @@ def _feistel(values: Hashes, bits: Hashes, subkeys: Sequence[Hashes]) -> Hashes:
         else:
             low = low ^ (mix64(high ^ subkey) & low_mask)
     return np.asarray((high << low_bits) | low)
+
+
+_TURNS = mix64(np.arange(_FEISTEL_ROUNDS)).reshape(-1, 1)
 
 
 class Place(NamedTuple):

@@ -20,7 +20,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +81,8 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
     check_options(options)
     tokenizer = load_tokenizer(options.tokenizer)
     files = list_inputs(options.inputs, options.settings)
+    if options.ray:
+        files = [file.absolute() for file in files]
     identity = identity_of(options, tokenizer, files, progress)
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,6 @@ def prepare(options: PrepareOptions, progress: Progress = silent) -> PrepareRepo
         report, manifests = _finished(options, identity)
         if report is None:
             job = plan_job(options, tokenizer, files)
-            work.write(job, options.tokenizer)
             report, manifests = _run(work, job, options, tokenizer, identity, progress)
         _clear_up(options.out, manifests)
     return report
@@ -169,9 +170,10 @@ def _run(
     identity: dict[str, Any],
     progress: Progress,
 ) -> tuple[PrepareReport, dict[str, Manifest]]:
-    mapped = _map(work, job, options, progress)
+    job_path = work.write(job, options.tokenizer)
+    mapped = _map(work, job, job_path, options, progress)
     buckets = _number_shards(job, mapped.bucket_rows)
-    reduced = _reduce(work, job, options, buckets, progress)
+    reduced = _reduce(partial(reduce_bucket, job_path, mapped.parts_path), job, options, buckets, progress)
     counts = mapped.counts
     for summary in reduced:
         counts.update(summary.counts)
@@ -209,14 +211,15 @@ class _Mapped:
     counts: Counter[str]
     labels: tuple[str, ...]
     bucket_rows: NDArray[np.int64]
+    parts_path: Path
 
 
-def _map(work: WorkFolder, job: Job, options: PrepareOptions, progress: Progress) -> _Mapped:
+def _map(work: WorkFolder, job: Job, job_path: Path, options: PrepareOptions, progress: Progress) -> _Mapped:
     bad = BadRecords(options.max_bad)
     counts: Counter[str] = Counter({READ: 0})
     bucket_rows = np.zeros(sum(job.num_buckets), dtype=np.int64)
     parts: list[tuple[str, list[str]]] = []
-    task, splits = partial(map_split, work.path), range(len(job.splits))
+    task, splits = partial(map_split, job_path), range(len(job.splits))
     workers = min(options.num_workers, len(splits))
     with closing(run_tasks(task, splits, workers=workers, ray=options.ray, doing="tokenising")) as summaries:
         for number, summary in enumerate(summaries, 1):
@@ -236,8 +239,8 @@ def _map(work: WorkFolder, job: Job, options: PrepareOptions, progress: Progress
     labels = tuple(sorted({label for _, names in parts for label in names}))
     _refuse_numbers(labels, options)
     place = {label: number for number, label in enumerate(labels)}
-    work.write_parts([PartOfMap(name, [place[label] for label in names]) for name, names in parts])
-    return _Mapped(counts, labels, bucket_rows)
+    parts_path = work.write_parts([PartOfMap(name, [place[label] for label in names]) for name, names in parts])
+    return _Mapped(counts, labels, bucket_rows, parts_path)
 
 
 def _tell_bad(summary: MapSummary, bad: BadRecords) -> None:
@@ -274,13 +277,16 @@ def _number_shards(job: Job, bucket_rows: NDArray[np.int64]) -> list[Bucket]:
 
 
 def _reduce(
-    work: WorkFolder, job: Job, options: PrepareOptions, buckets: Sequence[Bucket], progress: Progress
+    task: Callable[[Bucket], ReduceSummary],
+    job: Job,
+    options: PrepareOptions,
+    buckets: Sequence[Bucket],
+    progress: Progress,
 ) -> list[ReduceSummary]:
     for name in job.names:
         folder = options.out / name
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    task = partial(reduce_bucket, work.path)
     workers = min(options.num_workers, len(buckets))
     reduced = []
     with closing(run_tasks(task, buckets, workers=workers, ray=options.ray, doing="writing shards")) as summaries:
@@ -296,7 +302,7 @@ def _expect_rows(name: str, shards: Sequence[Any], options: PrepareOptions, repo
             f"no row is left for {name}",
             where=", ".join(options.inputs),
             why=f"--heldout is {options.heldout_fraction}.\n{report}",
-            do="Give more text, or change --heldout or the filters.",
+            do="Give more text, change --heldout or the filters, or part large .txt files: --documents paragraph.",
         )
 
 

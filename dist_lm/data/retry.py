@@ -30,7 +30,7 @@ _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, TypeError, Val
 class Retries:
     """How patient a reader is.  The functions are injected by tests."""
 
-    attempts: int = 8
+    attempts: int = 10
     """Tries without any progress, the first one included."""
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0

@@ -8,14 +8,15 @@ webdataset by itself ends a damaged shard without a word.  Shards may come from 
 extracted, unpickled or decompressed, and a block whose tar headers tell of anything but plain files
 inside it never reaches the tar reader.
 
-Whole shards are checked by SHA-256, where they lie on this machine or in a cache; the blocks of a
-remote shard by the CRC-32 that stands in their headers, as they are read.
+Every block is checked as it is read, by what stands in its headers: the CRC-32 of each member and the
+content hash of its shard, which the manifest knows.  A whole shard is compared with its SHA-256 by
+`verify_dataset` and when it enters a cache; a run that goes on does not wait for that.
 
 Format.  A tar sample is a block of up to `block_rows` rows: a member for each column, named
 `<shard:06d><block:06d>.<column>`, holding the raw little-endian array [rows, *shape]; of a column with
 lengths (manifest.py, Column) only the filled places, the rows one after the other.  The index is one
 uint64 for each block, the offset of its first tar header, and one for the end of the last.
-A member's owner name is the CRC-32 of its content; it lets a failed check name the block.
+A member's owner name is the CRC-32 of its content, its group name the content hash of the shard.
 
 This is the only module that imports webdataset, and it never gives it a URL.
 """
@@ -45,7 +46,7 @@ from dist_lm.data.manifest import (
     shard_name,
 )
 from dist_lm.data.storage import open_file
-from dist_lm.data.window import Window, damaged
+from dist_lm.data.window import REMOTE_READS, Window, damaged
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -117,25 +118,48 @@ def write_shard(
     index_path = path.with_name(path.name + ".idx")
     with disk_errors(path):
         with WholeFile(path) as file:
-            offsets = _write_blocks(file, shard_index, columns, spec, block_rows)
+            content = _content(columns, spec, block_rows)
+            offsets = _write_blocks(file, shard_index, columns, spec, block_rows, content)
         with WholeFile(index_path) as index_file:
             index_file.write(np.asarray(offsets, dtype=_INDEX_DTYPE).tobytes())
         sync_folder(folder)
-    return ShardEntry(path.name, rows, blocks, file.size, file.sha256, index_file.sha256)
+    return ShardEntry(path.name, rows, blocks, file.size, file.sha256, index_file.sha256, content)
+
+
+def _content(columns: Mapping[str, NDArray[Any]], spec: Sequence[Column], block_rows: int) -> str:
+    """The content hash of ShardEntry; it must be known before the first header is written."""
+    digest = hashlib.blake2b(digest_size=8)
+    for _, members in _blocks(columns, spec, block_rows):
+        for name, payload in members.items():
+            digest.update(f"{name} {len(payload)} {owner_name(payload)};".encode("ascii"))
+    return digest.hexdigest()
+
+
+def _blocks(
+    columns: Mapping[str, NDArray[Any]], spec: Sequence[Column], block_rows: int
+) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """Number and members of each block."""
+    for block, lo in enumerate(range(0, len(columns[spec[0].name]), block_rows)):
+        part = {column.name: columns[column.name][lo : lo + block_rows] for column in spec}
+        yield block, members_of(part, spec)
 
 
 def _write_blocks(
-    file: WholeFile, number: int, columns: Mapping[str, NDArray[Any]], spec: Sequence[Column], block_rows: int
+    file: WholeFile,
+    number: int,
+    columns: Mapping[str, NDArray[Any]],
+    spec: Sequence[Column],
+    block_rows: int,
+    content: str,
 ) -> list[int]:
     """Write all blocks; returns the offset of each and the end of the last."""
     # An integer mtime of 0: a float, the default, costs an extra header for each member.
     writer = _webdataset().TarWriter(file, encoder=False, mtime=0)
-    rows = len(columns[spec[0].name])
+    writer.group = content
     offsets = []
-    for block, lo in enumerate(range(0, rows, block_rows)):
+    for block, members in _blocks(columns, spec, block_rows):
         offsets.append(writer.tarstream.offset)
-        part = {column.name: columns[column.name][lo : lo + block_rows] for column in spec}
-        for name, payload in members_of(part, spec).items():
+        for name, payload in members.items():
             writer.user = owner_name(payload)
             writer.write({"__key__": block_key(number, block), name: payload})
     offsets.append(writer.tarstream.offset)
@@ -171,10 +195,10 @@ def _check_columns(path: Path, columns: Mapping[str, NDArray[Any]], spec: Sequen
 
 
 class ShardReader:
-    """Reads ranges of blocks of one data set; checks each shard's size and index when it first opens it.
+    """Reads ranges of blocks of one data set; checks each shard's size and index when it first opens it, and
+    each block by its checksums when it reads it.
 
-    With `verify` the first opening also hashes the whole shard, once for each reader; blocks of a remote
-    shard are checked one by one instead.
+    With `verify` the first opening also compares the SHA-256 of a whole local shard.
     """
 
     def __init__(
@@ -182,7 +206,7 @@ class ShardReader:
         location: str | Path,
         manifest: Manifest,
         *,
-        verify: bool = True,
+        verify: bool = False,
         opener: Opener = _open,
         cache: ShardCache | None = None,
     ) -> None:
@@ -208,8 +232,8 @@ class ShardReader:
                     self._check_shard(shard, file, hashed=cached is None and not self._remote)
                     self._offsets[shard] = self._read_index(entry)
                 offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
-                check_content = self._verify and self._remote and cached is None
-                window = Window(file, path, lo_block, offsets, check_content=check_content)
+                remote = self._remote and cached is None
+                window = Window(file, path, entry.content, lo_block, offsets, remote=remote)
                 # A list among the arguments is taken apart into stages: hence a list in the list.
                 pipeline = self._wds.DataPipeline(
                     [[{"url": entry.name, "stream": window}]],
@@ -218,7 +242,7 @@ class ShardReader:
                 )
                 samples = iter(pipeline)
                 for block in range(lo_block, hi_block):
-                    yield self._checked(shard, block, next(samples, None))
+                    yield self._checked(path, shard, block, next(samples, None))
         except (DistLMError, MemoryError):
             raise
         except (FileNotFoundError, IsADirectoryError):
@@ -231,10 +255,9 @@ class ShardReader:
             why = str(error.args[0]) if error.args else type(error).__name__
             raise damaged(path, block, why) from error
 
-    def _checked(self, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
+    def _checked(self, path: str, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
         """The arrays of a sample, if it is the block that it should be."""
         entry = self.manifest.shards[shard]
-        path = join(self.location, entry.name)
         if sample is None:
             raise damaged(path, block, f"The shard ends before block {block} of {entry.blocks}.")
         key = block_key(entry.number, block)
@@ -248,14 +271,20 @@ class ShardReader:
         except ValueError as error:
             raise damaged(path, block, str(error)) from None
 
-    def _cached(self, shard: int) -> BinaryIO | None:
+    def prefetch(self, shard: int, needed_in: float) -> None:
+        """Bring a shard into the cache, if that costs nothing that is needed sooner."""
+        file = self._cached(shard, needed_in)
+        if file is not None:
+            file.close()
+
+    def _cached(self, shard: int, needed_in: float | None = None) -> BinaryIO | None:
         """The shard from the cache, compared with its SHA-256 there."""
         if self._cache is None:
             return None
         entry = self.manifest.shards[shard]
         path = join(self.location, entry.name)
         damage = partial(self._damage, shard)
-        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage)
+        return self._cache.open(path, size=entry.bytes, sha256=entry.sha256, damage=damage, needed_in=needed_in)
 
     def _check_shard(self, shard: int, file: BinaryIO, *, hashed: bool) -> None:
         """Compare a file with what the manifest says of its shard."""
@@ -281,12 +310,15 @@ class ShardReader:
 
     def _read_index(self, entry: ShardEntry) -> NDArray[np.uint64]:
         path = join(self.location, entry.index_name)
-        try:
-            with self._opener(path, size=None) as file:
-                content = file.read()
-        except (FileNotFoundError, IsADirectoryError):
-            raise damaged(path, None, "The file is missing.") from None
-        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        for _ in range(REMOTE_READS if self._remote else 1):
+            try:
+                with self._opener(path, size=None) as file:
+                    content = file.read()
+            except (FileNotFoundError, IsADirectoryError):
+                raise damaged(path, None, "The file is missing.") from None
+            if hashlib.sha256(content).hexdigest() == entry.index_sha256:
+                break
+        else:
             raise damaged(path, None, "The SHA-256 is not that of the manifest.")
         offsets = np.frombuffer(content, _INDEX_DTYPE).astype(np.uint64)
         if len(offsets) != entry.blocks + 1 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] > entry.bytes:
@@ -302,7 +334,7 @@ def verify_dataset(location: str | Path) -> Manifest:
     manifest = Manifest.load(location)
     with tempfile.TemporaryDirectory(prefix="dist_lm-verify-") as folder:
         cache = ShardCache(Path(folder), max((entry.bytes for entry in manifest.shards), default=0))
-        reader = ShardReader(location, manifest, cache=cache)
+        reader = ShardReader(location, manifest, verify=True, cache=cache)
         for shard, entry in enumerate(manifest.shards):
             for _ in reader.blocks(shard, 0, entry.blocks):
                 pass

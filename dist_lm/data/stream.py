@@ -19,8 +19,11 @@ from types import TracebackType
 
 import numpy as np
 
+from dist_lm.data.cache import ShardCache
 from dist_lm.data.eras import Eras
 from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.location import is_remote
+from dist_lm.data.readahead import Fetcher, ReadAhead
 from dist_lm.data.rows import Rows, StepRows
 from dist_lm.data.shards import ShardReader
 from dist_lm.data.training_set import TrainingSet
@@ -48,7 +51,7 @@ class Stream:
         world_size: int,
         position: int = 0,
         partner_columns: Sequence[str] = (),
-        verify: bool = True,
+        cache: ShardCache | None = None,
     ) -> None:
         _check_part(global_rows, rank, world_size, position)
         data.refuse_larger_batch(global_rows)
@@ -59,17 +62,28 @@ class Stream:
         # The slots of a rank step by world_size, the batches by global_rows.
         step = math.gcd(data.lanes, global_rows, world_size)
         own_lanes = range((position + rank) % step, data.lanes, step)
-        self._eras = [
-            Eras(
-                source.order,
-                source.view,
-                ShardReader(source.location, source.view.manifest, verify=verify),
-                own_lanes,
-                partner_columns,
-                first_sample_id=source.first_sample_id,
+        self._fetcher = Fetcher() if cache is not None else None
+        self._eras = []
+        plans: list[ReadAhead] = []
+        for source in data.sources:
+            reader = ShardReader(source.location, source.view.manifest, cache=cache)
+            before = None
+            if self._fetcher is not None and is_remote(source.location):
+                plans.append(ReadAhead(source.order, reader, self._fetcher))
+                before = plans[-1].before
+            self._eras.append(
+                Eras(
+                    source.order,
+                    source.view,
+                    reader,
+                    own_lanes,
+                    partner_columns,
+                    first_sample_id=source.first_sample_id,
+                    before=before,
+                )
             )
-            for source in data.sources
-        ]
+        if cache is not None:
+            cache.next_use = lambda: {name: use for plan in plans for name, use in plan.next_use().items()}
         self._handover = _Handover(READ_AHEAD)
         self._position = position
         self._starting = threading.Lock()
@@ -95,6 +109,8 @@ class Stream:
             self._thread.join(CLOSE_TIMEOUT_S)
             if self._thread.is_alive():
                 log.warning("the data reader still waits for storage after %.0f s; left behind", CLOSE_TIMEOUT_S)
+        if self._fetcher is not None:
+            self._fetcher.close()
 
     def __enter__(self) -> Stream:
         return self

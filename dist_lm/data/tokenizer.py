@@ -13,7 +13,7 @@ import heapq
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,19 @@ _MAP_FILE = "special_tokens_map.json"
 _SMALLEST_VOCABULARY = {"wordpiece": 100, "bpe": 300, "t5": 400}
 # The first token of a word begins with this in byte-level BPE, and with that in SentencePiece style.
 _WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Special tokens of a model input: prefix, first text, middle, second text, suffix."""
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +130,41 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token numbers of each text; no special tokens are added, none is recognised in the text."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Token numbers and character offsets of each text; special tokens as in `encode_batch`."""
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token numbers of each word of one text that is split into words already."""
+        encoding = self._backend.encode(list(words), is_pretokenized=True, add_special_tokens=False)
+        pieces: list[list[int]] = [[] for _ in words]
+        for number, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            if word is not None:
+                pieces[word].append(number)
+        return pieces
+
+    def encode_template(self, text: str) -> list[int]:
+        """Token numbers of text that dist_lm or a chat template wrote: here special tokens are special."""
+        self._backend.encode_special_tokens = False
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            return ids
+        finally:
+            self._backend.encode_special_tokens = True
+
+    def frame(self, *, pair: bool = False) -> Frame:
+        """The special tokens that this tokenizer puts around one text, or around two."""
+        encoding = self._backend.encode("a", "a" if pair else None, add_special_tokens=True)
+        begins = [place for place, part in enumerate(encoding.sequence_ids) if part == 0]
+        others = [place for place, part in enumerate(encoding.sequence_ids) if part == 1]
+        ids, last = encoding.ids, (others or begins)[-1] + 1
+        middle = ids[begins[-1] + 1 : others[0]] if pair else []
+        return Frame(tuple(ids[: begins[0]]), tuple(middle), tuple(ids[last:]))
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """What a model has written, without special tokens."""
+        return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; special tokens are shown."""

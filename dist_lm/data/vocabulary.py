@@ -25,6 +25,7 @@ from dist_lm.errors import DataError, EnvironmentFault
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 NUM_SENTINELS = 100
 """`<extra_id_0>` .. `<extra_id_99>`, as every T5 has them."""
 _CONTINUING = "##"

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,9 +25,12 @@ from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import DataError
+from dist_lm.scores.base import MetricState
 
 LENGTH_MULTIPLE = 8
 """Rows are padded to a multiple of this: matrix kernels like it, and shapes repeat."""
+PREDICTED = "predicted"
+"""Key of `Task.loss_sums` beside the sums."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Task(ABC):
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         """The model with this task's head, fp32, on the CPU."""
 
+    def described(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model, its config telling whoever predicts with it how its inputs were made."""
+        model.config.dist_lm = {"kind": self.data_kind, "seq_len": self.view.seq_len, **self.view.manifest.facts}
+        return model
+
     def prepare_for(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Learn what a model that was built elsewhere allows; `build_model` has done it for its own.
 
@@ -88,7 +97,34 @@ class Task(ABC):
 
     @abstractmethod
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`<objective>_loss` (fp32, differentiable) and `<objective>_correct` sums over targets."""
+        """`<objective>_loss` (fp32, differentiable) and `<objective>_correct` sums over targets.
+
+        A task with metrics adds PREDICTED while the model does not train: classes or values, never
+        logits.
+        """
+
+    def metrics_state(self) -> MetricState | None:
+        """Metrics beyond loss and accuracy, empty; None where the task has none."""
+        return None
+
+    def judge(self, state: MetricState, predicted: Tensor, micro_batch: MicroBatch) -> None:
+        """Add what was predicted for a micro-batch, on the host, to the metrics."""
+        raise NotImplementedError(f"{type(self).__name__} has metrics and does not say what was predicted")
+
+    def row_lengths(self, rows: Rows) -> NDArray[np.int64]:
+        """[R] tokens of each row, as far as padding goes."""
+        names = {column.lengths for column in self.view.columns if column.lengths in rows.columns}
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        for name in names:
+            lengths += rows.columns[name]
+        return lengths
+
+    def by_length(self, rows: Rows) -> Rows:
+        """The rows of a batch, short ones first, so that micro-batches hold rows of like length.
+
+        A function of the batch alone; the gradient is a sum over its rows in any order.
+        """
+        return rows.take(np.argsort(self.row_lengths(rows), kind="stable"))
 
 
 class TaskModule(nn.Module):
@@ -142,6 +178,25 @@ def attention_inputs(ids_BT: np.ndarray, kinds_BT: np.ndarray, lengths_B: np.nda
     return inputs
 
 
+def encoder_arguments(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What an encoder takes of the inputs; segment ids only where it tells segments apart."""
+    arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs.get("attention_mask")}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        arguments["token_type_ids"] = inputs["token_type_ids"]
+    return arguments
+
+
+def clipped(rows: Rows, tokens: str, lengths: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column of tokens [B, T] without the padding that no row needs, and the lengths [B].
+
+    T is a multiple of LENGTH_MULTIPLE, or the column's capacity.
+    """
+    lengths_B = rows.columns[lengths].astype(np.int64)
+    capacity = rows.columns[tokens].shape[1]
+    width = min(-(-int(lengths_B.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, capacity)
+    return rows.columns[tokens][:, :width].astype(np.int64), lengths_B
+
+
 def head_fields(labels: tuple[str, ...]) -> dict[str, Any]:
     """Config fields that name the classes of a classification head."""
     return {
@@ -151,8 +206,17 @@ def head_fields(labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def cross_entropy_sums(objective: str, logits_NC: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
+def cross_entropy_sums(
+    objective: str,
+    logits_NC: Tensor,
+    labels_N: Tensor,
+    *,
+    weights_C: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> dict[str, Tensor]:
     """Loss (fp32) and correct predictions of N targets over C classes, as sums."""
-    loss = F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
+    loss = F.cross_entropy(
+        logits_NC.float(), labels_N, weight=weights_C, reduction="sum", label_smoothing=label_smoothing
+    )
     correct = (logits_NC.detach().argmax(dim=-1) == labels_N).sum()
     return {f"{objective}_loss": loss, f"{objective}_correct": correct}

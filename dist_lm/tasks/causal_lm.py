@@ -31,8 +31,8 @@ from dist_lm.tasks.heads import Head, decoder_heads, find_head, loss_sums_in_chu
 
 log = logging.getLogger(__name__)
 _TRIAL_TOKENS = 8
-_SAME_HIDDEN = 1e-4
-"""Relative; another document moves hidden states by far more."""
+_SAME_LOGITS = 1e-4
+"""Relative; another document moves logits by far more."""
 
 
 class CausalLanguageModelling(Task):
@@ -69,7 +69,7 @@ class CausalLanguageModelling(Task):
             raise ConfigError(
                 f"{type(model).__name__} cannot keep the documents of a row apart",
                 where="task.documents",
-                why="A token's hidden state changes with the document before it, though positions begin anew.",
+                why="A token's logits change with the document before it, though positions begin anew.",
                 do="Set task.documents to joined, or use a GPT-2 or Llama model.",
             )
         if self.isolated:
@@ -119,7 +119,7 @@ def _keeps_documents_apart(model: Any) -> bool:
 
     transformers makes a block-diagonal mask of such positions, for most models; here it is tried.
     """
-    if not takes(model.base_model, "position_ids"):
+    if not takes(model, "position_ids"):
         return False
     half = _TRIAL_TOKENS // 2
     ids_BT = torch.arange(2 * _TRIAL_TOKENS).reshape(2, -1) % model.config.vocab_size
@@ -127,6 +127,6 @@ def _keeps_documents_apart(model: Any) -> bool:
     ids_BT[1, half:] = ids_BT[0, half:]
     positions = torch.cat([torch.arange(half), torch.arange(_TRIAL_TOKENS - half)]).expand(2, -1)
     with trial(model):
-        hidden = model.base_model(input_ids=ids_BT, position_ids=positions, use_cache=False).last_hidden_state
-    difference = (hidden[0, half:] - hidden[1, half:]).abs().max()
-    return bool(difference <= _SAME_HIDDEN * hidden.abs().max())
+        logits = model(input_ids=ids_BT, position_ids=positions, use_cache=False).logits
+    difference = (logits[0, half:] - logits[1, half:]).abs().max()
+    return bool(difference <= _SAME_LOGITS * logits.abs().max())

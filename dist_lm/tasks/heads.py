@@ -61,6 +61,9 @@ _TRIAL_TOLERANCE = 1e-4
 def decoder_heads(model: Any) -> tuple[Head, ...]:
     """What the head of a model that generates may be: its output embeddings, scaled or not."""
     output = model.get_output_embeddings()
+    # Without a body of its own there are no hidden states to ask for, but in an encoder with a decoder.
+    if output is None or (model.base_model is model and not model.config.is_encoder_decoder):
+        return ()
     names = [name for name, module in model.named_modules() if module is output]
     width = getattr(model.config, "hidden_size", 1)
     return tuple(Head((name,), scale) for name in names[:1] for scale in (1.0, width**-0.5))
@@ -73,10 +76,11 @@ def find_head(
     logits_of: Callable[[], Tensor],
 ) -> Head | None:
     """The head that gives the model's own logits, or None: then all of them must be computed."""
-    with trial(model):
-        hidden, logits = hidden_of(), logits_of()
-        for head in heads:
-            if head.fits(model):
+    fitting = [head for head in heads if head.fits(model)]
+    if fitting:
+        with trial(model):
+            hidden, logits = hidden_of(), logits_of()
+            for head in fitting:
                 own = head(model, hidden)
                 if own.shape == logits.shape and _close(own, logits):
                     return head

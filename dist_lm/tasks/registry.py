@@ -5,15 +5,28 @@ Enters: the task section.  Leaves: a Task.  Promises: one place to add a task.
 
 from __future__ import annotations
 
-from dist_lm.config import CausalLmTask, ClassificationTask, MlmTask, SpanCorruptionTask
+from dist_lm.config import (
+    CausalLmTask,
+    ClassificationTask,
+    InstructionTask,
+    MlmTask,
+    QuestionAnsweringTask,
+    Seq2SeqTask,
+    SpanCorruptionTask,
+    TokenClassificationTask,
+)
 from dist_lm.config import Task as TaskSettings
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.causal_lm import CausalLanguageModelling
 from dist_lm.tasks.classification import Classification
+from dist_lm.tasks.instruction import InstructionTuning
 from dist_lm.tasks.mlm import MaskedLanguageModelling
+from dist_lm.tasks.question_answering import QuestionAnswering
+from dist_lm.tasks.seq2seq import Seq2Seq
 from dist_lm.tasks.span_corruption import SpanCorruption
+from dist_lm.tasks.token_classification import TokenClassification
 
 
 def build_task(settings: TaskSettings, tokenizer: Tokenizer, view: View, seed: int) -> Task:
@@ -26,4 +39,12 @@ def build_task(settings: TaskSettings, tokenizer: Tokenizer, view: View, seed: i
         case SpanCorruptionTask():
             return SpanCorruption(settings, tokenizer, view, seed)
         case ClassificationTask():
-            return Classification(tokenizer, view, seed)
+            return Classification(settings, tokenizer, view, seed)
+        case TokenClassificationTask():
+            return TokenClassification(settings, tokenizer, view, seed)
+        case QuestionAnsweringTask():
+            return QuestionAnswering(tokenizer, view, seed)
+        case Seq2SeqTask():
+            return Seq2Seq(settings, tokenizer, view, seed)
+        case InstructionTask():
+            return InstructionTuning(tokenizer, view, seed)

@@ -63,9 +63,10 @@ class SpanCorruption(Task):
         self._sentinels = np.array(tokenizer.sentinels, dtype=np.int64)
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
-        # The longer side: a prefix or a target, and the end of text.
+        # The longer side: nearly the whole row, and the end of text.
+        positions = self.view.seq_len + 1
         model = models.build(
-            section, self.tokenizer, AutoModelForSeq2SeqLM, family="t5", positions=self.view.seq_len, seed=self.seed
+            section, self.tokenizer, AutoModelForSeq2SeqLM, family="t5", positions=positions, seed=self.seed
         )
         if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,3 +168,52 @@ def test_a_copy_elsewhere_is_verified_and_a_damaged_original_is_not_copied(store
     with pytest.raises(DataError, match="is damaged"):
         copy_checkpoint(Checkpoint.read(store, step_name(5)), LocalStore(tmp_path / "third"))
     assert not LocalStore(tmp_path / "third").names()
+
+
+class BackAtTheFirstWarning(logging.Handler):
+    """Starts the S3 server again once a writer has said that it cannot write."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(logging.WARNING)
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warnings.append(record.getMessage())
+        if len(self.warnings) == 1:
+            self.server.start()
+
+
+def test_an_object_store_that_is_away_during_a_save_delays_the_checkpoint_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    import s3fs
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    boto3.client("s3").create_bucket(Bucket="away")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = open_store("s3://away/run")
+    save(store, 1, world_size=1)
+    server.stop()
+    back = BackAtTheFirstWarning(port)
+    logger = logging.getLogger("dist_lm.checkpoint.writer")
+    logger.addHandler(back)
+    try:
+        saving = writer(store)
+        saving.start(progress(2), fragments(0, 1, 2))
+        saving._join()
+        assert saving.error is None
+        assert "cannot write a checkpoint yet" in back.warnings[0]
+        assert store.names() == [step_name(2), step_name(1)]
+        newest = Checkpoint.read(store, step_name(2))
+        assert newest.damage(newest.files) == ""
+    finally:
+        logger.removeHandler(back)
+        back.server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()

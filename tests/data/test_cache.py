@@ -100,6 +100,7 @@ def test_two_data_sets_with_the_same_shard_names_do_not_meet(
 def test_a_copy_does_not_depend_on_users_and_signatures() -> None:
     assert key_of("https://h/a/s-000000.tar?sig=1") == key_of("https://anna:word@h/a/s-000000.tar?sig=2")
     assert key_of("https://h/a/s-000000.tar") != key_of("https://h/b/s-000000.tar")
+    assert key_of("abfss://box@account/a.tar") != key_of("abfss://bag@account/a.tar")
     assert key_of("https://h/a/..%2f$x y").endswith("-.._2f_x_y")
 
 
@@ -130,13 +131,16 @@ def test_a_copy_that_went_bad_is_noticed_and_fetched_again(
     assert ["damaged" in warning for warning in warnings_of(caplog)] == [True]
 
 
+@pytest.mark.parametrize(("at", "name"), [(515, "0.tar"), (3, "0.tar"), (8, "0.tar.idx")])
+@pytest.mark.parametrize("with_cache", [True, False])
 def test_a_bit_that_flips_on_the_way_is_noticed_and_fetched_again(
-    dataset: TextDataset, server: FaultyServer, folder: Path
+    dataset: TextDataset, server: FaultyServer, folder: Path, at: int, name: str, with_cache: bool
 ) -> None:
-    server.faults = [Fault("flip", path=".tar", at=3000)]
-    assert np.array_equal(read(reader_of(server, ShardCache(folder, MEGABYTE)), 0), rows_of(dataset, 0))
+    server.faults = [Fault("flip", path=name, at=at)]
+    reader = reader_of(server, ShardCache(folder, MEGABYTE) if with_cache else None)
+    assert np.array_equal(read(reader, 0), rows_of(dataset, 0))
     assert server.fired["flip"] == 1
-    assert downloads(server, 0) == 2
+    assert len(server.bodies_of(name)) == 2
 
 
 @pytest.mark.parametrize(

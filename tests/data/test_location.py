@@ -92,6 +92,9 @@ def test_secrets_are_in_no_text_that_is_shown() -> None:
     assert redact(location) == "https://***@host:81/data/x.tar?***"
     assert redact("s3://bucket/x") == "s3://bucket/x"
     assert redact("/a/b?c") == "/a/b?c"
+    assert redact("abfss://box@account/x") == scrub("abfss://box@account/x", "abfss://box@account/x")
+    assert redact("abfss://box@account/x") == "abfss://box@account/x"
+    assert redact("fsspec+sftp://anna:word@host/x") == "fsspec+sftp://***@host/x"
     for form in (location, "https://host:81/data?X-Amz-Signature=abc/def", "user anna, word pass-word, abc%2Fdef"):
         shown = scrub(f"403 for {form}", location)
         assert "403 for" in shown

@@ -124,7 +124,8 @@ def test_a_damaged_object_is_named_with_its_block(
     with pytest.raises(DataError, match=r"s3://corpus/damaged/s-000002\.tar, block 3\)"):
         list(reader.blocks(2, 0, 1))
     # Fetched again before it was given up.
-    assert ["another SHA-256" in record.getMessage() for record in caplog.records] == [True]
+    again = [record for record in caplog.records if "another SHA-256" in record.getMessage()]
+    assert len(again) == 1
 
 
 def test_a_bucket_that_is_not_there_is_no_data_set(server: S3Server) -> None:

@@ -24,7 +24,7 @@ from dist_lm.errors import DataError, EnvironmentFault
 SHARDS = [70, 64, 70]
 BLOCK_ROWS = 16
 READS = [True, False]
-"""With the hash check, and without: then keys, counts and sizes must tell."""
+"""With the hash of the whole file, as `data verify` reads, and without, as training does."""
 
 
 @pytest.fixture(scope="module")
@@ -367,16 +367,28 @@ def test_a_read_error_of_the_machine_is_not_blamed_on_the_data(dataset: TextData
         next(reader.blocks(0, 0, 1))
 
 
-def test_each_shard_is_hashed_once_for_each_reader(victim: TextDataset) -> None:
-    reader = ShardReader(victim.folder, victim.manifest)
-    before = [block["second"].copy() for block in reader.blocks(0, 0, 5)]
+@pytest.mark.parametrize("verify", READS)
+def test_content_that_changes_under_a_running_reader_is_an_error(victim: TextDataset, verify: bool) -> None:
+    reader = ShardReader(victim.folder, victim.manifest, verify=verify)
+    assert len(list(reader.blocks(0, 0, 5))) == 5
     with tarfile.open(victim.tar(0)) as tar:
-        member = next(m for m in tar.getmembers() if m.name == "000000000000.second")
-    # Content that changes under a running reader passes; the next reader notices.
+        member = next(m for m in tar.getmembers() if m.name == "000000000003.second")
     flip_bit(victim.tar(0), member.offset_data)
-    after = [block["second"] for block in reader.blocks(0, 0, 5)]
-    assert not np.array_equal(before[0], after[0])
-    assert "s-000000.tar, block 0)" in error_of(victim, verify=True)
+    with pytest.raises(DataError, match=r"(?s)s-000000\.tar, block 3\).*content of 000000000003\.second is damaged"):
+        list(reader.blocks(0, 0, 5))
+
+
+def test_a_shard_of_another_preparation_is_refused_by_its_first_block(victim: TextDataset, tmp_path: Path) -> None:
+    """Same number, same sizes, same index, sound checksums: only the content is that of other rows."""
+    columns = {name: array[:70][::-1].copy() for name, array in victim.columns.items()}
+    whole = {name: array[:70] for name, array in victim.columns.items()}
+    same_sizes = columns | {name: whole[name] for name in ("first_length", "second_length")}
+    entry = write_shard(tmp_path, 0, same_sizes, spec=victim.manifest.columns, block_rows=BLOCK_ROWS)
+    assert entry.index_sha256 == victim.manifest.shards[0].index_sha256
+    shutil.copyfile(tmp_path / entry.name, victim.tar(0))
+    message = error_of(victim, verify=False)
+    assert "s-000000.tar, block 0)" in message
+    assert f"is of another preparation: {entry.content}" in message
 
 
 @pytest.mark.parametrize("cut", [0, 300, 700])

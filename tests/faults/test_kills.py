@@ -66,7 +66,10 @@ def check_kill(fault: str, calm: dict[int, float], data: Path, folder: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     # The fault did fire.
     assert "was ended by SIGKILL" in done.stdout
-    assert [facts["reason"] for facts in status_of(RunDir(folder / "run")).attempts] == ["died", "done"]
+    # Rank 0 may live long enough to record the crash that it saw; where it was killed, the next one does.
+    first, second = (facts["reason"] for facts in status_of(RunDir(folder / "run")).attempts)
+    assert first in (("crash", "died") if "rank1" in fault else ("died",))
+    assert second == "done"
     assert losses(folder / "run") == calm
     assert all_verify(folder / "run")
     assert not [*(folder / "run" / "checkpoints").glob(".tmp-*")]
@@ -106,8 +109,8 @@ def test_a_crash_loop_is_recognised_and_ended(topics_data: Path, tmp_path: Path)
     assert done.returncode == 1
     assert "No checkpoint came of 3 attempts in a row" in done.stdout
     found = status_of(RunDir(tmp_path / "run"))
-    assert [facts["reason"] for facts in found.attempts] == ["died"] * 3
-    assert found.state == "died"
+    assert found.faults == len(found.attempts) == 3
+    assert found.state in ("died", "crash")
 
 
 def by_us(recipe: Path) -> list[str]:

@@ -14,6 +14,7 @@ from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 from dist_lm.status import status_of
+from tests.data.s3_server import BUCKET, s3_serving
 from tests.rank_scenarios import attempt_scenarios, losses, scenario
 
 STAGES = range(4)
@@ -48,11 +49,15 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         "nowhere": {"run__checkpoints": "/proc/none/checkpoints", "run__save_retries": 0},
         "oom": {"fault": "oom@rank*:step2:in_forward"},
         "oom-auto": {"fault": "oom@rank*:step2:in_forward", "batch__micro": "auto"},
+        "bucket": {"run__checkpoints": f"s3://{BUCKET}/run"},
         "calm": {},
     }
-    outcomes = attempt_scenarios(
-        root, [scenario(topics_data, root / name, **changes) for name, changes in plan.items()], num_ranks=2
-    )
+    configs = [scenario(topics_data, root / name, **changes) for name, changes in plan.items()]
+    with s3_serving():
+        outcomes = attempt_scenarios(root, configs, num_ranks=2)
+        # The same run on one rank more steps later: what two ranks saved is all that it has.
+        longer = {**plan["bucket"], "run__steps": 8, "run__allow_change": ["run.steps"]}
+        attempt_scenarios(root / "one", [scenario(topics_data, root / "bucket", **longer)], num_ranks=1)
     ended = dict(zip(plan, outcomes, strict=True))
     # As a crash right after the rollback would have left it; the same command goes on without the fault.
     shutil.copytree(root / "back", root / "again")
@@ -156,6 +161,14 @@ def test_a_place_that_cannot_be_written_is_named(runs: Any) -> None:
     _, ended = runs
     assert ended["nowhere"]["exit_code"] == 4
     assert "/proc/none/checkpoints" in ended["nowhere"]["message"]
+
+
+def test_a_run_with_checkpoints_in_object_storage_goes_on_from_there(runs: Any) -> None:
+    root, ended = runs
+    assert ended["bucket"]["exit_code"] == 0, ended["bucket"]
+    assert not commit.published(root / "bucket" / "checkpoints")
+    assert RunDir(root / "bucket").attempt_facts(2)["from_step"] == 6
+    assert sorted(losses(root / "bucket")) == list(range(1, 9))
 
 
 def test_out_of_memory_tells_numbers_and_options(runs: Any) -> None:

@@ -29,7 +29,7 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["fp32-0", "fp32-1", "fp32-2", "fp32-3", "bf16-2"])
 def test_an_export_has_the_names_and_weights_of_a_fresh_model(runs: Path, name: str, tmp_path: Path) -> None:
-    done = export(runs / name, tmp_path / "model")
+    done = export(str(runs / name), tmp_path / "model")
     assert done.step == 6
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path / "model", local_files_only=True)
     assert type(loaded) is BertForPreTraining
@@ -45,7 +45,7 @@ def test_an_export_has_the_names_and_weights_of_a_fresh_model(runs: Path, name: 
 
 
 def test_plain_transformers_predicts_with_it(runs: Path, tmp_path: Path) -> None:
-    export(runs / "fp32-2", tmp_path / "model")
+    export(str(runs / "fp32-2"), tmp_path / "model")
     guesses = pipeline("fill-mask", model=str(tmp_path / "model"))("the [MASK] statement is executed.")
     assert len(guesses) == 5
     pair = AutoTokenizer.from_pretrained(tmp_path / "model")("one sentence", "another one")
@@ -56,21 +56,21 @@ def test_plain_transformers_predicts_with_it(runs: Path, tmp_path: Path) -> None
 
 
 def test_an_earlier_step_can_be_named(runs: Path, tmp_path: Path) -> None:
-    assert export(runs / "fp32-1", tmp_path / "model", step=3).step == 3
+    assert export(f"{runs / 'fp32-1'}@3", tmp_path / "model").step == 3
     with pytest.raises(ConfigError, match="no checkpoint of step 4"):
-        export(runs / "fp32-1", tmp_path / "none", step=4)
+        export(f"{runs / 'fp32-1'}@4", tmp_path / "none")
 
 
 def test_nothing_is_overwritten_and_damage_is_named(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious.txt").write_text("precious")
     with pytest.raises(ConfigError, match="exists already"):
-        export(runs / "fp32-1", tmp_path / "there")
+        export(str(runs / "fp32-1"), tmp_path / "there")
     with pytest.raises(ConfigError, match="not a run folder"):
-        export(tmp_path / "there", tmp_path / "model")
+        export(str(tmp_path / "there"), tmp_path / "model")
     shutil.copytree(runs / "fp32-1", tmp_path / "copy")
     file = published(tmp_path / "copy" / "checkpoints")[0] / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"rank-00000\.safetensors has"):
-        export(tmp_path / "copy", tmp_path / "model")
+        export(str(tmp_path / "copy"), tmp_path / "model")
     assert not (tmp_path / "model").exists()

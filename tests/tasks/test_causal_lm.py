@@ -166,5 +166,5 @@ def test_smoothing_is_for_training_only(tokenizer: Tokenizer) -> None:
 
 
 def test_rows_longer_than_the_positions_are_named(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="rows of 64 tokens do not fit a model with 32 positions"):
+    with pytest.raises(DataError, match="model inputs of 64 tokens do not fit a model with 32 positions"):
         make_task(tokenizer).build_model(ModelSection(size="tiny", overrides={"n_positions": 32}))

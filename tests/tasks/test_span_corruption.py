@@ -183,3 +183,9 @@ def test_a_tokenizer_without_sentinels_is_named(tmp_path: Path) -> None:
     gpt = train_kind(tmp_path, "bpe")
     with pytest.raises(DataError, match="no <extra_id_0>, which span_corruption needs"):
         make_task(gpt)
+
+
+def test_a_model_that_does_not_tell_its_shift_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BART, "model_type": "blenderbot"}))
+    with pytest.raises(ConfigError, match="BlenderbotForConditionalGeneration does not tell how it shifts targets"):
+        make_task(tokenizer).build_model(ModelSection(config=tmp_path / "config.json"))

@@ -119,6 +119,14 @@ class Kind(ABC):
     def pack(self, records: Sequence[Fields], tokenizer: Tokenizer, rules: PackingRules) -> PackedRows:
         """Rows of cleaned records."""
 
+    def join(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The rows of one shard as they are stored: most kinds leave them as they are.
+
+        Called once duplicates are dropped and the held-out documents are set apart, on rows in the
+        order of the shuffle: here a kind may put several short rows into one.
+        """
+        return columns
+
     def facts(self, tokenizer: Tokenizer, rules: PackingRules) -> dict[str, Any]:
         """What a task must know of the rows beyond their columns; goes into the manifest (`facts`)."""
         return {}

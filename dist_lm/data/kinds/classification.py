@@ -101,7 +101,9 @@ class Classification(Kind):
         seconds: Any = repeat([])
         if paired:
             seconds = tokenizer.encode_batch([record["text_pair"] for record in records])
-        room = rules.seq_len - (3 if paired else 2)
+        # Never more than the columns hold; less where a tokenizer puts in more special tokens than BERT's.
+        room = rules.seq_len - max(tokenizer.frame(pair=paired).size, 3 if paired else 2)
+        capacity = rules.seq_len - (3 if paired else 2)
         lost = np.zeros((len(records), 4), dtype=np.int64)
         kept: list[tuple[list[int], list[int]]] = []
         documents: list[int] = []
@@ -117,10 +119,10 @@ class Classification(Kind):
         pad, dtype = tokenizer.pad_id, rules.token_dtype
         columns: dict[str, NDArray[Any]] = {}
         first_names = ("first", "first_length") if paired else ("tokens", "length")
-        columns.update(zip(first_names, padded([first for first, _ in kept], room, pad, dtype), strict=True))
+        columns.update(zip(first_names, padded([first for first, _ in kept], capacity, pad, dtype), strict=True))
         if paired:
             names = ("second", "second_length")
-            columns.update(zip(names, padded([second for _, second in kept], room, pad, dtype), strict=True))
+            columns.update(zip(names, padded([second for _, second in kept], capacity, pad, dtype), strict=True))
         label_columns, labels = _label_columns([records[document] for document in documents], rules)
         ordinal = np.zeros(len(kept), dtype=np.int64)
         return PackedRows(np.array(documents, dtype=np.int64), ordinal, columns | label_columns, lost, labels)

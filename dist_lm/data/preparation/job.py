@@ -2,10 +2,10 @@
 
 Enters: the user's options, resolved.  Leaves: a folder that any process of any machine can work from:
 
-    OUT/.work-<identity>/job.json      this
+    OUT/.work-<identity>/job-<hash>.json
                          tokenizer/    a copy: other machines need no other folder
                          map/          documents of each split of the input, by bucket
-                         parts.json    the files in map/
+                         parts-<hash>.json   the files in map/
                          reduce/       what each bucket became
     OUT/train, OUT/heldout             shards as they are made; the manifest comes last
 
@@ -14,6 +14,7 @@ Promises: the job decides every byte of the result; who works on it, and how oft
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import socket
 from collections.abc import Mapping
@@ -28,12 +29,12 @@ from dist_lm.data.kinds.base import Kind, PackingRules
 from dist_lm.data.kinds.registry import kind_named
 from dist_lm.data.sources.format import ReadSettings, Split
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
-from dist_lm.data.vocabulary import CONFIG_FILE, TOKENIZER_FILE
+from dist_lm.data.vocabulary import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from dist_lm.disk import disk_errors, sync_folder, write_bytes
 from dist_lm.errors import EnvironmentFault
 
 TRAIN, HELDOUT = "train", "heldout"
-_JOB, _PARTS, _TOKENIZER = "job.json", "parts.json", "tokenizer"
+_TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,26 @@ class WorkFolder:
     def reduce(self) -> Path:
         return self.path / "reduce"
 
-    def write(self, job: Job, tokenizer: Path) -> None:
-        """Everything that tasks need; job.json last."""
+    def write(self, job: Job, tokenizer: Path) -> Path:
+        """Everything that tasks need; returns the file of the job, which is written last."""
         with disk_errors(self.path):
             for folder in (self.map, self.reduce, self.path / _TOKENIZER):
                 folder.mkdir(parents=True, exist_ok=True)
-            for name in (TOKENIZER_FILE, CONFIG_FILE):
+            for name in (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE):
                 if (tokenizer / name).exists():
                     write_bytes(self.path / _TOKENIZER / name, (tokenizer / name).read_bytes())
-            write_bytes(self.path / _JOB, _ADAPTER.dump_json(job))
             sync_folder(self.out)
+        return self._write("job", json_of(job))
 
-    def write_parts(self, parts: list[PartOfMap]) -> None:
-        """What the reduce phase reads."""
-        write_bytes(self.path / _PARTS, json_of(PartsOfMap(parts)))
+    def write_parts(self, parts: list[PartOfMap]) -> Path:
+        """What the reduce phase reads; returns its file."""
+        return self._write("parts", json_of(PartsOfMap(parts)))
+
+    def _write(self, name: str, content: bytes) -> Path:
+        # The hash in the name lets a process remember what it has read, also when it serves several runs.
+        path = self.path / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.json"
+        write_bytes(path, content)
+        return path
 
     def remove(self) -> None:
         with disk_errors(self.path, "remove a work folder"):
@@ -128,19 +135,19 @@ class WorkFolder:
 
 @lru_cache(maxsize=2)
 def load_job(path: Path) -> Job:
-    """The job of a work folder, once a process.  EnvironmentFault where this machine does not see it."""
-    return _ADAPTER.validate_json(_read(path / _JOB))
+    """The job of this file.  EnvironmentFault where this machine does not see it."""
+    return _ADAPTER.validate_json(_read(path))
 
 
 @lru_cache(maxsize=2)
 def load_parts(path: Path) -> PartsOfMap:
-    """What the map phase has left in this work folder."""
-    return TypeAdapter(PartsOfMap).validate_json(_read(path / _PARTS))
+    """What the map phase has left."""
+    return TypeAdapter(PartsOfMap).validate_json(_read(path))
 
 
 @lru_cache(maxsize=2)
-def load_job_tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path / _TOKENIZER)
+def load_job_tokenizer(job_path: Path) -> Tokenizer:
+    return load_tokenizer(job_path.parent / _TOKENIZER)
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """The first phase: one split of the input becomes packed documents, grouped by bucket.
 
-Enters: a work folder and the number of a split.  Leaves: parts on disk, and a MapSummary.
+Enters: the file of a job and the number of a split.  Leaves: parts on disk, and a MapSummary.
 Promises: run again, it does nothing if what it left verifies.  The bucket of a document is a function
 of its content and the seed alone: equal documents meet, and the order is one global shuffle.
 Memory: a batch of documents while they are tokenised, and `part_bytes` of packed ones; or the largest
@@ -55,14 +55,14 @@ class MapSummary:
 _ADAPTER: TypeAdapter[MapSummary] = TypeAdapter(MapSummary)
 
 
-def map_split(work_path: Path, number: int) -> MapSummary:
-    """Do split `number` of the job in this work folder, or find it done."""
-    work, job = WorkFolder(work_path), load_job(work_path)
+def map_split(job_path: Path, number: int) -> MapSummary:
+    """Do split `number` of the job, or find it done."""
+    work, job = WorkFolder(job_path.parent), load_job(job_path)
     path = work.map / f"{number:06d}.json"
     done = load_summary(path)
     if done is not None and all(part.is_whole(work.map) for part in done.parts):
         return done
-    summary = _Mapper(work, job, load_job_tokenizer(work_path), number).run()
+    summary = _Mapper(work, job, load_job_tokenizer(job_path), number).run()
     if not summary.stopped:
         write_bytes(path, json_of(summary))
     return summary
@@ -185,7 +185,7 @@ def row_keys(hashes: NDArray[np.uint64], ordinals: NDArray[np.uint64], seed: int
 
 
 def _content_hash(content: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +106,8 @@ def check_options(options: PrepareOptions) -> None:
     for flag, number in (("--block-rows", options.block_rows), ("--shard-rows", options.shard_rows)):
         if number is not None and number < 1:
             raise ConfigError(f"{number} rows are too few", where=flag, do="Write a positive number.")
-    if "://" in str(options.out):
+    # A Path has swallowed one of the slashes.
+    if re.match(r"[a-z0-9+]{2,}:/", str(options.out)):
         raise ConfigError(
             "data sets are written to folders, not to URLs",
             where=str(options.out),
@@ -116,9 +118,11 @@ def check_options(options: PrepareOptions) -> None:
 def resolve_settings(options: PrepareOptions) -> ReadSettings:
     """The settings, and which fields of the source the kind will look at."""
     kind = kind_named(options.kind)
-    names = [*kind.fields, *(name for name in kind.optional_fields if options.kind_options.get(name))]
-    wanted = tuple(options.settings.fields.get(name, name) for name in names)
-    return ReadSettings(**{**asdict(options.settings), "wanted": wanted})
+    theirs = options.settings.fields
+    wanted, optional = (
+        tuple(theirs.get(name, name) for name in names) for names in (kind.fields, kind.optional_fields)
+    )
+    return replace(options.settings, wanted=wanted, optional=optional)
 
 
 def resolve_rules(options: PrepareOptions, tokenizer: Tokenizer) -> PackingRules:
@@ -155,6 +159,7 @@ def identity_of(
         "block_rows": options.block_rows or kind_named(options.kind).block_rows,
         "shard_rows": options.shard_rows or kind_named(options.kind).shard_rows,
         "tokenizer_sha256": tokenizer.sha256,
+        "facts": kind_named(options.kind).facts(tokenizer, rules),
         "input_files": len(files),
         "inputs_sha256": digest.hexdigest(),
     }

@@ -1,7 +1,7 @@
 """The second phase: one bucket becomes the next shards of a data set.
 
-Enters: a work folder, a bucket, the numbers of its shards.  Leaves: the shards in OUT/train or
-OUT/heldout, and a ReduceSummary.
+Enters: the files of a job and of its first phase, a bucket, the numbers of its shards.
+Leaves: the shards in OUT/train or OUT/heldout, and a ReduceSummary.
 Promises: of equal documents the first in the order of the input stays; rows are sorted by their
 shuffle key; run again, it does nothing if its shards verify.
 Memory: the documents of the bucket two times, and a shard's rows with their padding.
@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from dist_lm.data.kinds.base import Kind
 from dist_lm.data.manifest import ShardEntry
 from dist_lm.data.preparation.documents import Documents, renumber, row_starts, schema, take_rows
-from dist_lm.data.preparation.job import Job, WorkFolder, json_of, load_job, load_parts
+from dist_lm.data.preparation.job import Job, PartsOfMap, WorkFolder, json_of, load_job, load_parts
 from dist_lm.data.preparation.map_task import document_keys, row_keys
 from dist_lm.data.preparation.parts import read_bucket
 from dist_lm.data.shards import write_shard
@@ -51,15 +51,15 @@ class ReduceSummary:
 _ADAPTER: TypeAdapter[ReduceSummary] = TypeAdapter(ReduceSummary)
 
 
-def reduce_bucket(work_path: Path, bucket: Bucket) -> ReduceSummary:
+def reduce_bucket(job_path: Path, parts_path: Path, bucket: Bucket) -> ReduceSummary:
     """Make the shards of a bucket, or find them made."""
-    work, job = WorkFolder(work_path), load_job(work_path)
+    work, job = WorkFolder(job_path.parent), load_job(job_path)
     folder = work.out / job.name_of(bucket.number)
     path = work.reduce / f"{bucket.number:06d}.json"
     done = _load(path)
     if done is not None and all(_is_whole(folder, entry) for entry in done.shards):
         return done
-    documents = _read(work, job, bucket.number)
+    documents = _read(work, job, load_parts(parts_path), bucket.number)
     summary = ReduceSummary()
     if documents is not None:
         kept = _first_of_equals(documents.hashes)
@@ -84,12 +84,12 @@ def _is_whole(folder: Path, entry: ShardEntry) -> bool:
     return all(path.is_file() and sha256_of(path) == digest for path, digest in files)
 
 
-def _read(work: WorkFolder, job: Job, bucket: int) -> Documents | None:
+def _read(work: WorkFolder, job: Job, parts: PartsOfMap, bucket: int) -> Documents | None:
     """All documents of a bucket, in the order of the input; None where it is empty."""
     kind = job.kind
     spec = kind.columns(job.rules)
     found = []
-    for part in load_parts(work.path).parts:
+    for part in parts.parts:
         batch = read_bucket(work.map / part.name, bucket, schema(spec))
         if batch is not None:
             documents = Documents.from_batch(batch, spec)
@@ -147,7 +147,7 @@ def _write(
 ) -> None:
     kind = job.kind
     spec = kind.columns(job.rules)
-    columns: dict[str, NDArray[Any]] = take_rows(documents, which, spec, row_starts(documents, spec))
+    columns: dict[str, NDArray[Any]] = kind.join(take_rows(documents, which, spec, row_starts(documents, spec)))
     summary.shards.append(write_shard(folder, number, columns, spec=spec, block_rows=job.block_rows))
     for column in spec:
         if column.name in kind.token_columns:

@@ -111,8 +111,11 @@ def _group_bytes(file: SourceFile) -> list[int]:
 
 def _needed_columns(schema: pa.Schema, settings: ReadSettings) -> list[str] | None:
     """Columns to read; None: all, as the message about a missing one lists what there is."""
-    names = [name.partition(".")[0] for name in settings.wanted]
-    return names if names and set(names) <= set(schema.names) else None
+    wanted = {name.partition(".")[0] for name in settings.wanted}
+    if not wanted or not wanted <= set(schema.names):
+        return None
+    wanted |= {name.partition(".")[0] for name in settings.optional}
+    return [name for name in schema.names if name in wanted]
 
 
 def _records(batches: Any, schema: pa.Schema, location: str, first: int) -> Iterator[Record]:

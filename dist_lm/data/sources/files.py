@@ -55,6 +55,11 @@ class SourceFile:
         path = PurePosixPath(name_of(self.location))
         return (path.with_suffix("") if self.compression else path).suffix.lower()
 
+    def absolute(self) -> SourceFile:
+        """The same file, for processes in other folders."""
+        location = self.location if is_remote(self.location) else os.path.abspath(local_path(self.location))
+        return SourceFile(location, self.num_bytes)
+
     @property
     def text_bytes(self) -> int:
         """About how much there is to read."""

@@ -29,7 +29,9 @@ class ReadSettings:
     fields: Mapping[str, str] = field(default_factory=dict)
     """Our name of a field, and where the source has it; a dot goes into nested ones."""
     wanted: tuple[str, ...] = ()
-    """Fields that somebody will look at, by the source's names; a table reads no other columns.  Empty: all."""
+    """Fields that every record must have, by the source's names."""
+    optional: tuple[str, ...] = ()
+    """Fields that will be looked at where they are.  A table reads these and `wanted` only; all, if none is wanted."""
     text_documents: TextDocuments = "file"
     tokens_column: int = 0
     """Of a CoNLL file; negative numbers count from the end."""

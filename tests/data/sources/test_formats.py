@@ -110,6 +110,13 @@ def test_the_parts_of_a_file_of_lines_give_each_line_once(tmp_path: Path, target
     assert [str(record.where) for record in found] == [f"{path}:{line}" for line in range(1, len(TEXTS) * 3 + 1)]
 
 
+def test_a_table_reads_the_columns_that_are_looked_at(everywhere: dict[str, Path]) -> None:
+    path = everywhere["parquet"]
+    assert set(read(path, wanted=("text",), optional=("id",))[0].fields) == {"text"}
+    assert set(read(path, wanted=("text",), optional=("other",))[0].fields) == {"text", "other"}
+    assert set(read(path, wanted=("title",))[0].fields) == {"text", "other"}
+
+
 def test_the_parts_of_a_parquet_file_are_its_row_groups(everywhere: dict[str, Path]) -> None:
     path = everywhere["parquet"]
     file = SourceFile(str(path), path.stat().st_size)
@@ -315,8 +322,10 @@ def test_inputs_that_are_not_there_or_not_known_are_refused(tmp_path: Path) -> N
         list_inputs([str(tmp_path / "nothing.txt")], ReadSettings())
     with pytest.raises(DataError, match="does not exist"):
         list_inputs([str(tmp_path / "*.txt")], ReadSettings())
-    with pytest.raises(DataError, match="no readable files"):
-        list_inputs([str(tmp_path)], ReadSettings())
+    (tmp_path / "folder.jsonl").mkdir()
+    for folder in (tmp_path, tmp_path / "folder.jsonl"):
+        with pytest.raises(DataError, match="no readable files"):
+            list_inputs([str(folder)], ReadSettings())
     with pytest.raises(DataError, match=r"files of kind '\.md'"):
         list_inputs([str(write(tmp_path / "notes.md", "x"))], ReadSettings())
     with pytest.raises(ConfigError, match="format `word`"):

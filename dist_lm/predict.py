@@ -1,0 +1,177 @@
+"""Predictions for the records of a file, by one process or several.
+
+Enters: a trained model, a .jsonl file.  Leaves: another one, each line of the input with the field
+`prediction`.  Promises: lines stay in order; the output is there in full or not at all, and does not
+depend on the number of processes; a record that cannot be used keeps its line, with the reason in
+`error`, as long as the budget allows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_lm import disk
+from dist_lm.data.kinds.base import Unusable
+from dist_lm.data.process_pool import available_cores, ordered_map
+from dist_lm.data.record_lines import Line, count_lines, read_lines
+from dist_lm.errors import ConfigError, DataError
+from dist_lm.predictors.base import PredictOptions, Predictor
+from dist_lm.predictors.registry import predictor_for
+from dist_lm.trained import open_trained
+from dist_lm.worker import prepare_environment
+
+_BATCHES_AHEAD = 32
+"""Batches whose records are sorted by length together."""
+_EXAMPLES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict with, and from what."""
+
+    model: str
+    """RUN, RUN@best, RUN@1000 or a Hugging Face folder."""
+    records: Path
+    options: PredictOptions = field(default_factory=PredictOptions)
+    task: str | None = None
+    """None: the one that the model's head is for."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Our name of a field -> its name in the records."""
+    max_bad: int = 0
+    """Records that may be unusable."""
+    ranks: int = 1
+    """Processes that share the records."""
+
+    def fields_of(self, line: Line) -> dict[str, Any]:
+        """The fields of a record by our names."""
+        return {**line.fields, **{ours: line.fields.get(theirs) for ours, theirs in self.renamed.items()}}
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of the records: [begin, end) of the lines that are not blank."""
+
+    number: int
+    begin: int
+    end: int
+
+
+def predict_file(request: Request, out: Path, *, prediction_field: str = "prediction") -> tuple[int, int]:
+    """Write the predictions; returns how many records there were, and how many of them were bad.
+
+    Raises DataError where the input is empty or holds more bad records than allowed, ConfigError where
+    `out` exists or the model is of another task.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already", where="--out", do="Choose a new file, or remove this one.")
+    shares = divide(count_lines(request.records), request.ranks)
+    with disk.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        parts = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    try:
+        work = partial(_write_share, request, parts, prediction_field)
+        bad = [found for own in in_processes(work, shares, request.ranks) for found in own]
+        refuse_bad(request, bad)
+        with disk.disk_errors(out), disk.WholeFile(out) as file:
+            for share in shares:
+                with _part(parts, share).open("rb") as part:
+                    shutil.copyfileobj(part, file)
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return shares[-1].end, len(bad)
+
+
+def divide(count: int, ranks: int) -> list[Share]:
+    """Contiguous shares of `count` records, as equal as can be; none is empty."""
+    ranks = max(1, min(ranks, count))
+    bounds = [count * number // ranks for number in range(ranks + 1)]
+    return [Share(number, bounds[number], bounds[number + 1]) for number in range(ranks)]
+
+
+def in_processes(work: Callable[[Share], Any], shares: Sequence[Share], ranks: int) -> Iterator[Any]:
+    """Results of all shares in order; more than one process only where there is more than one share."""
+    yield from ordered_map(work, shares, workers=min(ranks, len(shares)), doing="predicting")
+
+
+def refuse_bad(request: Request, bad: Sequence[tuple[int, str]]) -> None:
+    """DataError where more records cannot be used than allowed."""
+    if len(bad) > request.max_bad:
+        raise DataError(
+            f"{len(bad)} bad record{'s' if len(bad) > 1 else ''}, and {request.max_bad} are allowed",
+            where=f"{request.records}:{bad[0][0]}",
+            why="\n".join(f"{request.records}:{number}: {why}" for number, why in bad[:_EXAMPLES_SHOWN]),
+            do=f"Correct the records, or allow more: --max-bad {max(10, 2 * len(bad))} counts and marks them.",
+        )
+
+
+def open_predictor(request: Request, share: Share) -> Predictor:
+    """The model on this process's device; one rank's part of the cores, or its GPU."""
+    prepare_environment()
+    if request.ranks > 1:
+        torch.set_num_threads(max(1, available_cores() // request.ranks))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", share.number % torch.cuda.device_count())
+    return predictor_for(open_trained(request.model), request.task, request.options, device)
+
+
+def chunks(request: Request, share: Share) -> Iterator[list[Line]]:
+    """The share's lines, as many at a time as are sorted together."""
+    lines = read_lines(request.records, share.begin, share.end)
+    while chunk := list(islice(lines, request.options.batch_rows * _BATCHES_AHEAD)):
+        yield chunk
+
+
+def usable(lines: Sequence[Line], clean: Callable[[Line], Any]) -> tuple[dict[int, Any], list[tuple[int, str]]]:
+    """What `clean` makes of the lines, by their place; and the number and reason of those it refuses."""
+    cleaned: dict[int, Any] = {}
+    bad: list[tuple[int, str]] = []
+    for place, line in enumerate(lines):
+        try:
+            if line.problem:
+                raise Unusable(line.problem)
+            cleaned[place] = clean(line)
+        except Unusable as error:
+            bad.append((line.number, str(error)))
+    return cleaned, bad
+
+
+def _part(parts: Path, share: Share) -> Path:
+    return parts / f"{share.number:05d}.jsonl"
+
+
+def _write_share(request: Request, parts: Path, prediction_field: str, share: Share) -> list[tuple[int, str]]:
+    """Predict one share into its part file; returns its bad records."""
+    predictor = open_predictor(request, share)
+    all_bad: list[tuple[int, str]] = []
+
+    def clean(line: Line) -> Any:
+        if prediction_field in line.fields:
+            raise Unusable(f"there is a field '{prediction_field}' already (--prediction-field names another)")
+        return predictor.clean(request.fields_of(line))
+
+    with disk.disk_errors(parts), _part(parts, share).open("w", encoding="utf-8") as file:
+        for lines in chunks(request, share):
+            cleaned, bad = usable(lines, clean)
+            all_bad += bad
+            if len(all_bad) > request.max_bad:
+                # The output is lost already; what is bad is told as far as it is known.
+                return all_bad
+            predictions = dict(zip(cleaned, predictor.predict(list(cleaned.values())), strict=True))
+            reasons = dict(bad)
+            for place, line in enumerate(lines):
+                said: dict[str, Any] = {prediction_field: predictions.get(place)}
+                if line.number in reasons:
+                    said["error"] = reasons[line.number]
+                file.write(json.dumps({**line.fields, **said}, ensure_ascii=False) + "\n")
+    return all_bad

@@ -1,0 +1,84 @@
+"""Preparation of the fine-tuning kinds, from files to rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.prepare import PrepareOptions, prepare
+from dist_lm.data.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.fast
+
+
+def prepared(topics_data: Path, folder: Path, kind: str, records: list[dict[str, Any]], **options: Any) -> Path:
+    folder.mkdir()
+    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    prepare(
+        PrepareOptions(
+            inputs=[str(folder / "in.jsonl")], out=folder / "data", tokenizer=topics_data / "tokenizer", kind=kind,
+            seq_len=48, heldout_fraction=0.25, workers=1, kind_options=options,
+        )
+    )  # fmt: skip
+    return folder / "data"
+
+
+def rows_of(folder: Path) -> dict[str, Any]:
+    whole = HeldoutRows(str(folder), rank=0, world_size=1, micro_rows=Manifest.load(folder).num_rows)
+    rows = next(iter(whole))
+    return rows.columns
+
+
+def test_dialogues_share_rows_and_held_out_ones_stay_apart(topics_data: Path, tmp_path: Path) -> None:
+    records = [{"prompt": f"name number {n}", "response": f"it is {n}"} for n in range(40)]
+    data = prepared(topics_data, tmp_path / "work", "instruction", [*records, records[0]])
+    tokenizer = load_tokenizer(topics_data / "tokenizer")
+    answers: dict[str, set[str]] = {}
+    for split in ("train", "heldout"):
+        columns = rows_of(data / split)
+        found = set()
+        for ids, answer, segment in zip(columns["tokens"], columns["answer"], columns["segment"], strict=True):
+            for number in range(1, segment.max() + 1):
+                found.add(tokenizer.text_of(ids[(segment == number) & (answer > 0)]))
+        answers[split] = found
+        assert columns["segment"].max() > 1
+        manifest = Manifest.load(data / split)
+        assert manifest.num_rows < len(found)
+        assert manifest.num_tokens == int(columns["length"].sum())
+        assert manifest.facts["chat_template"]
+    assert not answers["train"] & answers["heldout"]
+    # The duplicate is dropped; nothing else is.
+    assert len(answers["train"]) + len(answers["heldout"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "options", "facts"),
+    [
+        ("token_classification", {"tokens": ["John", "WORD"], "tags": ["B-PER", "O"]}, {}, {}),
+        (
+            "question_answering",
+            {"question": "who?", "context": "John WORD", "answers": {"text": ["John"], "answer_start": [0]}},
+            {"doc_stride": 12},
+            {"doc_stride": 12},
+        ),
+        ("seq2seq", {"source": "a WORD", "target": "b"}, {"prefix": "turn: "}, {"prefix": "turn: ", "target_len": 48}),
+    ],
+)
+def test_rows_and_facts_reach_the_data_set(
+    topics_data: Path, tmp_path: Path, kind: str, record: dict[str, Any], options: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    records = [json.loads(json.dumps(record).replace("WORD", f"word{n}")) for n in range(20)]
+    data = prepared(topics_data, tmp_path / "work", kind, records, **options)
+    train, heldout = (Manifest.load(data / split) for split in ("train", "heldout"))
+    assert train.num_rows + heldout.num_rows == 20
+    assert train.facts == facts
+    assert train.labels == (("B-PER", "O") if kind == "token_classification" else ())
+    columns = rows_of(data / "train")
+    if kind == "token_classification":
+        assert (columns["tag"][:, :2] == np.array([0, 1])).all()

@@ -1,0 +1,62 @@
+"""Preparation by tasks of a Ray cluster on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from dist_lm.data.preparation import runners
+from dist_lm.data.preparation.map_task import map_split
+from dist_lm.data.prepare import prepare
+from dist_lm.data.tokenizer import Tokenizer, train_tokenizer
+from dist_lm.errors import DataError, EnvironmentFault
+from tests.data.preparation.preparing import TEXTS, files_of, options, write_lines
+
+pytestmark = pytest.mark.ray
+RECORDS = [{"text": text} for text in [*TEXTS, *TEXTS[:30]]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return train_tokenizer(TEXTS, vocab_size=800, out=tmp_path_factory.mktemp("on_ray") / "tokenizer")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_ray_makes_the_same_bytes_as_this_process(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lines(tmp_path / "texts.jsonl", RECORDS)
+    # The workers of Ray are in another folder.
+    monkeypatch.chdir(tmp_path)
+    made = options(Path("texts.jsonl"), tokenizer, tmp_path / "local", split_bytes=120_000, bucket_bytes=250_000)
+    prepare(made)
+    prepare(dataclasses.replace(made, out=tmp_path / "ray", ray=True))
+    assert files_of(tmp_path / "ray") == files_of(made.out)
+
+
+def test_an_error_of_a_ray_task_is_the_error_of_the_command(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "texts.jsonl", [*RECORDS, {"body": "x"}])
+    made = options(source, tokenizer, tmp_path / "data", ray=True)
+    with pytest.raises(DataError, match="1 bad record") as error:
+        prepare(made)
+    assert error.value.where == f"{source}:{len(RECORDS) + 1}"
+    # Workers of Ray serve many runs: what they remember of the first must not count for the second.
+    assert prepare(dataclasses.replace(made, max_bad=1)).counts["bad records"] == 1
+
+
+def test_a_task_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    job = tmp_path / "on_another_node" / "job-0.json"
+    tasks = runners.run_tasks(lambda number: map_split(job, number), [0], workers=1, ray=True, doing="tokenising")
+    with pytest.raises(EnvironmentFault, match="cannot see the folder") as error:
+        list(tasks)
+    assert "storage that every node reaches" in error.value.do
