@@ -105,7 +105,8 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """The jobs that `dist-lm` submitted, oldest first."""
-        found = [_job(details) for details in self._client.list_jobs() if _NAME in (details.metadata or {})]
+        listed = self._client.list_jobs()
+        found = [_job(details) for details in listed if details.submission_id and _NAME in (details.metadata or {})]
         return sorted(found, key=lambda job: job.started_ms)
 
     def find(self, name: str) -> Job:

@@ -23,6 +23,7 @@ from typing import Any
 from dist_lm.cluster import ray_cluster
 from dist_lm.cluster.jobs import require_shared_run_dir
 from dist_lm.cluster.ray_cluster import Scale
+from dist_lm.cluster.ray_metrics import gauges_of
 from dist_lm.config_files import LoadedConfig
 from dist_lm.config_ray import RaySection
 from dist_lm.deepspeed_config import load_run
@@ -73,7 +74,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         "cpu": not scale.use_gpu,
         "final_errors": str(final_errors),
     }
-    with _stop_file_on_sigterm(RunDir(run_dir).stop_file):
+    with _stop_file_on_sigterm(RunDir(run_dir).stop_file), gauges_of(RunDir(run_dir).metrics, run_dir.name):
         crash = _fit(settings, section, scale, name=name, storage=storage, max_restarts=max_restarts)
     told_by = sorted(final_errors.iterdir())
     if told_by:

@@ -79,6 +79,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     run_dir = RunDir(tmp_path / "endless")
     assert submit(net, tree, "endless.yaml").returncode == 0
     wait_until(lambda: last_step(run_dir.path) > 3, net)
+    wait_until(lambda: "ray_dist_lm_loss{" in scrape(net), net)
     in_use = submit(net, tree, "endless.yaml", "--name", "other")
     assert in_use.returncode == EnvironmentFault.exit_code
     assert f"the run folder {run_dir.path} is in use" in in_use.stderr
@@ -99,6 +100,15 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     wait_until(lambda: last_step(run_dir.path) > step + 3, net)
     assert f"resume  step {step} " in dist_lm_logs(net, "endless-2")
     assert "endless-2  STOPPED" in dist_lm(net, "job", "stop", "endless").stdout
+
+
+def scrape(net: Network) -> str:
+    """What Prometheus would read from the head."""
+    script = (
+        "import ray, urllib.request; ray.init(log_to_driver=False); port = ray.nodes()[0]['MetricsExportPort']; "
+        f"print(urllib.request.urlopen(f'http://{net.head.address}:{{port}}').read().decode())"
+    )
+    return net.head.run([sys.executable, "-c", script]).stdout
 
 
 def dist_lm_logs(net: Network, job_id: str) -> str:
