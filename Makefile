@@ -33,6 +33,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python bench/step.py
+	$(BIN)/python bench/data.py
 
 clean:
 	rm -rf demo $(VENV)
