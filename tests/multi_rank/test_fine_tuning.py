@@ -116,10 +116,8 @@ def test_two_ranks_train_and_judge_as_one(root: Path, case: str) -> None:
     for record in figures:
         del record["time"], record["kind"]
     assert figures[1].keys() == figures[0].keys()
-    # Correlations lie in [-1, 1], and where predictions hardly differ they magnify rounding.
-    correlations = {name: [record.pop(name, 0.0) for record in figures] for name in ("pearson", "spearman")}
-    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
-    assert all(two == pytest.approx(one, abs=1e-3) for one, two in correlations.values())
+    # The correlation of predictions that hardly vary yet shows the rounding of four steps.
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4, abs=2e-4)
     expected = {
         "one": {"accuracy", "macro_f1", "mcc"}, "pairs": {"mcc"}, "many": {"micro_f1", "exact_match"},
         "number": {"pearson", "spearman"}, "tags": {"entity_f1", "tag_accuracy"},
