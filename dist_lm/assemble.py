@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 import dist_lm
 from dist_lm import disk
 from dist_lm.attempt import Attempt
+from dist_lm.checkpoint.manifest import Progress
 from dist_lm.config import RunConfig
 from dist_lm.config_files import LoadedConfig, identity, identity_diff
 from dist_lm.data.cache import ShardCache
@@ -214,16 +215,17 @@ def open_cache(config: RunConfig) -> ShardCache | None:
     return ShardCache(cache.dir, int(cache.limit_gb * 1e9)) if cache.dir is not None else None
 
 
-def open_stream(parts: Parts, *, position: int) -> Stream:
-    """This rank's training rows from `position` on."""
+def open_stream(parts: Parts, progress: Progress) -> Stream:
+    """This rank's training rows from where the run stands on."""
     return Stream(
         parts.data,
         global_rows=parts.config.batch.global_rows,
         rank=parts.ranks.rank,
         world_size=parts.ranks.world_size,
-        position=position,
+        position=progress.position,
         partner_columns=parts.task.partner_columns,
         cache=parts.cache,
+        quarantine=progress.quarantine,
     )
 
 

@@ -1,16 +1,36 @@
 """One step's work on one rank.
 
 Enters: this rank's rows of a global batch.  Leaves: micro-batches of equal size, as many on every
-rank, and what all ranks have agreed about the step.
+rank, or why there are none; what all ranks have agreed about the step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from dist_lm.data.rows import Rows, StepRows
+from dist_lm.errors import DistLMError
 from dist_lm.schedule import BatchPlan
-from dist_lm.tasks.base import MicroBatch
+from dist_lm.tasks.base import MicroBatch, Task
+
+
+@dataclass
+class LocalBatch:
+    """What one rank brings to a step, before the ranks have spoken."""
+
+    rows: StepRows | None = None
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    failure: DistLMError | None = None
+    """Why there are no rows."""
+
+    def targets(self, objectives: Sequence[str]) -> list[float]:
+        return [sum(batch.targets[name] for batch in self.micro_batches) for name in objectives]
+
+    @property
+    def tokens(self) -> int:
+        """That are not padding."""
+        return sum(batch.tokens for batch in self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,17 @@ class Batch:
     """Those of this rank."""
     seconds: float
     """Time that this rank waited for its rows and for the other ranks."""
+
+
+def next_local(batches: Iterator[StepRows], task: Task, plan: BatchPlan) -> LocalBatch:
+    """This rank's rows of the next step; a foreseen error is kept for all ranks to hear of."""
+    local = LocalBatch()
+    try:
+        local.rows = next(batches)
+        local.micro_batches = [task.collate(part) for part in divide(task.by_length(local.rows.rows), plan)]
+    except DistLMError as error:
+        local.failure = error
+    return local
 
 
 def divide(rows: Rows, plan: BatchPlan) -> list[Rows]:

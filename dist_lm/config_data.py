@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -116,6 +116,10 @@ class DataSection(Section):
     era: PositiveInt = 1024
     """Rows of a lane that are shuffled together."""
     cache: CacheSection = CacheSection()
+    on_damage: Literal["fail", "substitute"] = "fail"
+    """What a damaged block of the training data does: end the run, or be replaced by the next whole one."""
+    max_quarantine: PositiveInt = 64
+    """Blocks, or whole shards, that may be replaced before the run ends."""
 
     @property
     def sources(self) -> tuple[SourceSpec, ...]:

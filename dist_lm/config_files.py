@@ -32,6 +32,8 @@ _SHARING = (
     *("model.activation_checkpointing", "model.attention", "task.head_chunk"),
 )
 """How the work is shared out; what is computed is the same for every value."""
+_DAMAGE = ("data.on_damage", "data.max_quarantine")
+"""What is done about damage; what was done stands in the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
     Paths are no part of it: the trainer adds the fingerprints of what they lead to.
     """
-    left_out = (*_PATHS, *_SHARING)
+    left_out = (*_PATHS, *_SHARING, *_DAMAGE)
     return {
         key: _json(value)
         for key, value in flatten(config).items()

@@ -20,8 +20,9 @@ from dist_lm.checkpoint.fragments import loss_scale, optimizer_step, restore, re
 from dist_lm.checkpoint.manifest import Checkpoint, Progress
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import Store
+from dist_lm.data.damage import DamagedData, extend, new_damage
 from dist_lm.disk import disk_errors
-from dist_lm.errors import DataError, Diverged
+from dist_lm.errors import DataError, DistLMError, Diverged
 from dist_lm.guard import DivergenceGuard
 from dist_lm.selection import Selection
 
@@ -158,6 +159,25 @@ def roll_back(parts: Parts, store: Store, run_id: str, small: SmallState, progre
             "%s: going back to step %d and skipping rows %d to %d", told, back.step, back.position, progress.position
         )
     return stamp(parts, _after_rollbacks(parts, back))
+
+
+def set_damage_aside(
+    parts: Parts, progress: Progress, failure: DistLMError | None
+) -> tuple[Progress, list[DamagedData]]:
+    """The progress with what the ranks found damaged in quarantine, and what that is.
+
+    `failure` is why this rank has no rows.  Raises on every rank where one of them failed by anything
+    else, where data.on_damage says so, or where there is too much damage.
+    """
+    data, ranks = parts.config.data, parts.ranks
+    found = new_damage(ranks.gather(failure), progress.quarantine)
+    if data.on_damage == "fail" or not found:
+        ranks.raise_together(failure)
+    quarantine = extend(progress.quarantine, found, limit=data.max_quarantine)
+    if ranks.is_first:
+        for damage in found:
+            log.warning("damaged: %s; the next whole block stands for it (data.on_damage)", damage.where)
+    return stamp(parts, progress, quarantine=quarantine), found
 
 
 def _set_aside_from(store: Store, step: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_lm.assemble import Parts, assemble, open_stream
-from dist_lm.batches import Batch, divide
+from dist_lm.batches import Batch, next_local
 from dist_lm.checkpoint.commit import Retention
 from dist_lm.checkpoint.fragments import loss_scale, own_fragments
 from dist_lm.checkpoint.manifest import Progress
@@ -32,10 +32,9 @@ from dist_lm.faults import fault_point
 from dist_lm.memory import explained
 from dist_lm.metrics import MetricsLog, Window, averages, progress_line
 from dist_lm.ranks import Ranks
-from dist_lm.resume import SmallState, resume, roll_back, stamp, with_state
+from dist_lm.resume import SmallState, resume, roll_back, set_damage_aside, stamp, with_state
 from dist_lm.schedule import learning_rate
 from dist_lm.stop import StopFlag
-from dist_lm.tasks.base import MicroBatch
 
 log = logging.getLogger(__name__)
 
@@ -148,17 +147,19 @@ class _Loop:
         self._tell_saves()
 
     def _steps(self) -> None:
-        """Until the run ends, or has to go back."""
-        with open_stream(self.parts, position=self.progress.position) as stream:
+        """Until the run ends, has to go back, or has to read anew without what is damaged."""
+        with open_stream(self.parts, self.progress) as stream:
             batches = iter(stream)
-            while not self._done and not self.spoilt:
-                self._one_step(batches)
+            while not self._done and not self.spoilt and self._one_step(batches):
                 if not self.spoilt:
                     self._after_step()
 
-    def _one_step(self, batches: Iterator[StepRows]) -> None:
+    def _one_step(self, batches: Iterator[StepRows]) -> bool:
+        """False: nothing was trained on, as there is damage in the rows."""
         step = self.progress.step + 1
         batch = self._next_batch(batches, step)
+        if batch is None:
+            return False
         self.watch.enter("step", step)
         self._fault("before_forward", step)
         rate = learning_rate(self.config.optim, step=step, steps=self.config.run.steps)
@@ -181,37 +182,34 @@ class _Loop:
         self.grad_norm, self.learning_rate = result.grad_norm, rate
         self._count(batch, result)
         self._fault("after_step", step)
+        return True
 
-    def _next_batch(self, batches: Iterator[StepRows], step: int) -> Batch:
-        """This step's rows, and the one small sum over ranks that each step has."""
+    def _next_batch(self, batches: Iterator[StepRows], step: int) -> Batch | None:
+        """This step's rows, and the one small sum over ranks that each step has; None: damage, read anew."""
         self.watch.enter("data", step)
         self._fault("before_data", step)
         began = time.perf_counter()
         failure: DistLMError | None = self.writer.error or self.attempt.lost
-        rows: StepRows | None = None
-        micro_batches: list[MicroBatch] = []
-        try:
-            rows = next(batches)
-            own = self.task.by_length(rows.rows)
-            micro_batches = [self.task.collate(part) for part in divide(own, self.parts.plan)]
-        except DistLMError as error:
-            failure = failure or error
-        local = [sum(batch.targets[name] for batch in micro_batches) for name in self.task.objectives]
-        tokens = sum(batch.tokens for batch in micro_batches)
+        local = next_local(batches, self.task, self.parts.plan)
+        failure = failure or local.failure
         self._fault("in_collective", step)
         # Targets (for the token-weighted loss), tokens, whether anybody was asked to stop, whether
         # rank 0's clock says that it is time to save, and whether anybody has no data, could not
         # save, or lost the run.
         due = self.ranks.is_first and self.saves.is_due(step)
         *counts, global_tokens, stops, saves, failures = self.ranks.sum(
-            [*local, tokens, bool(self.stop.reason), due, failure is not None]
+            [*local.targets(self.task.objectives), local.tokens, bool(self.stop.reason), due, failure is not None]
         )
         if failures:
-            self.ranks.raise_together(failure)
-        assert rows is not None
+            self.progress, found = set_damage_aside(self.parts, self.progress, failure)
+            for damage in found:
+                self._event("damage", damage.facts)
+            return None
+        assert local.rows is not None
         self.stop_agreed, self.save_agreed = stops > 0, saves > 0
         targets = dict(zip(self.task.objectives, counts, strict=True))
-        return Batch(rows, micro_batches, targets, int(global_tokens), tokens, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Batch(local.rows, local.micro_batches, targets, int(global_tokens), local.tokens, seconds)
 
     def _count(self, batch: Batch, result: StepResult) -> None:
         """Let the guard see the step, and add it to the window."""

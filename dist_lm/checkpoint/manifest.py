@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_lm.checkpoint.store import LocalStore, Store
+from dist_lm.data.damage import Place
 from dist_lm.errors import DataError
 
 FORMAT, VERSION = "dist_lm-checkpoint", 1
@@ -38,6 +39,8 @@ class Progress:
     precision: str = "fp32"
     optimizer_step: int = 0
     """Updates that the optimizer has counted."""
+    quarantine: list[Place] = field(default_factory=list)
+    """Damaged places of the data that others stand for: sorted."""
     state: dict[str, Any] = field(default_factory=dict)
     """Small states by name, as JSON values: loss scale, early stopping, the divergence guard."""
 
@@ -80,7 +83,9 @@ class Checkpoint:
                     f"{path} was written by a newer dist_lm (format {content['version']})",
                     do="Upgrade dist_lm.",
                 )
-            progress = Progress(**content["progress"])
+            facts = content["progress"]
+            quarantine = [tuple(place) for place in facts.get("quarantine", [])]
+            progress = Progress(**{**facts, "quarantine": quarantine})
             run_id, saved_at = content["run_id"], content["saved_at"]
             return cls(store, name, run_id, saved_at, progress, content["files"], content["parameters"])
         except (OSError, ValueError, KeyError, TypeError) as error:

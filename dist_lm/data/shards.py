@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from dist_lm.data.blocks import block_key, columns_of, find_damage, members_of, owner_name
 from dist_lm.data.cache import ShardCache
+from dist_lm.data.damage import DamagedData, damaged
 from dist_lm.data.location import is_remote, join, redact
 from dist_lm.data.manifest import (
     FORMAT_VERSION,
@@ -46,7 +47,7 @@ from dist_lm.data.manifest import (
     shard_name,
 )
 from dist_lm.data.storage import open_file
-from dist_lm.data.window import REMOTE_READS, Window, damaged
+from dist_lm.data.window import REMOTE_READS, Window
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -243,17 +244,19 @@ class ShardReader:
                 samples = iter(pipeline)
                 for block in range(lo_block, hi_block):
                     yield self._checked(path, shard, block, next(samples, None))
+        except DamagedData as error:
+            raise error.at(shard=shard) from None
         except (DistLMError, MemoryError):
             raise
         except (FileNotFoundError, IsADirectoryError):
-            raise damaged(path, block, "The file is missing.") from None
+            raise damaged(path, block, "The file is missing.", whole_shard=True).at(shard=shard) from None
         except OSError as error:
             where = f"{redact(path)}, block {block}"
             raise EnvironmentFault("cannot read a shard", where=where, why=str(error)) from error
         except Exception as error:
             # webdataset appends objects to the arguments; the first is the message.
             why = str(error.args[0]) if error.args else type(error).__name__
-            raise damaged(path, block, why) from error
+            raise damaged(path, block, why).at(shard=shard) from error
 
     def _checked(self, path: str, shard: int, block: int, sample: dict[str, Any] | None) -> Block:
         """The arrays of a sample, if it is the block that it should be."""
@@ -304,7 +307,7 @@ class ShardReader:
         size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
             block = min(int(np.searchsorted(offsets[1:], size, side="right")), entry.blocks - 1)
-            return damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.")
+            return damaged(path, block, f"The file has {size} bytes, expected {entry.bytes}.", whole_shard=True)
         damaged_block, why = find_damage(file, [int(offset) for offset in offsets], entry.number)
         return damaged(path, damaged_block, f"The SHA-256 is not that of the manifest.\n{why}")
 

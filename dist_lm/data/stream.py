@@ -14,18 +14,20 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 
 import numpy as np
 
 from dist_lm.data.cache import ShardCache
+from dist_lm.data.damage import DamagedData, Place
 from dist_lm.data.eras import Eras
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.location import is_remote
+from dist_lm.data.order import Ints
 from dist_lm.data.readahead import Fetcher, ReadAhead
 from dist_lm.data.rows import Rows, StepRows
-from dist_lm.data.shards import ShardReader
+from dist_lm.data.substitutes import SubstitutingReader
 from dist_lm.data.training_set import TrainingSet
 from dist_lm.errors import ConfigError, DataError
 
@@ -52,7 +54,9 @@ class Stream:
         position: int = 0,
         partner_columns: Sequence[str] = (),
         cache: ShardCache | None = None,
+        quarantine: Collection[Place] = (),
     ) -> None:
+        """Blocks in `quarantine` are answered by others (substitutes.py)."""
         _check_part(global_rows, rank, world_size, position)
         data.refuse_larger_batch(global_rows)
         self._data = data
@@ -65,8 +69,9 @@ class Stream:
         self._fetcher = Fetcher() if cache is not None else None
         self._eras = []
         plans: list[ReadAhead] = []
-        for source in data.sources:
-            reader = ShardReader(source.location, source.view.manifest, cache=cache)
+        for number, source in enumerate(data.sources):
+            out = [(shard, block) for of_source, shard, block in quarantine if of_source == number]
+            reader = SubstitutingReader(source.location, source.view.manifest, out, cache=cache)
             before = None
             if self._fetcher is not None and is_remote(source.location):
                 plans.append(ReadAhead(source.order, reader, self._fetcher))
@@ -135,14 +140,20 @@ class Stream:
         slots = np.arange(self._rank, self._global_rows, self._world_size)
         rows = self._eras[0].empty_rows(len(slots))
         if len(self._eras) == 1:
-            self._eras[0].read_into(rows, np.arange(len(slots)), position + slots)
+            self._read(0, rows, np.arange(len(slots)), position + slots)
         else:
             placed = self._data.mixture.place(position + slots)
             for source in np.unique(placed.source):
                 at = np.flatnonzero(placed.source == source)
-                self._eras[source].read_into(rows, at, placed.position[at])
+                self._read(int(source), rows, at, placed.position[at])
         rows = rows.padded(-(-self._global_rows // self._world_size))
         return StepRows(position, position + self._global_rows, rows)
+
+    def _read(self, source: int, rows: Rows, at: Ints, positions: Ints) -> None:
+        try:
+            self._eras[source].read_into(rows, at, positions)
+        except DamagedData as error:
+            raise error.at(source=source) from None
 
 
 def _check_part(global_rows: int, rank: int, world_size: int, position: int) -> None:

@@ -17,9 +17,9 @@ from typing import BinaryIO
 import numpy as np
 
 from dist_lm.data.blocks import Buffer, owner_name
+from dist_lm.data.damage import damaged
 from dist_lm.data.location import redact
 from dist_lm.data.remote_file import PIECE_BYTES
-from dist_lm.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +130,3 @@ def _text(field: bytes) -> str:
 def _octal(text: bytes) -> int | None:
     digits = text.strip(b" \0")
     return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
-
-
-def damaged(path: str, block: int | None, why: str) -> DataError:
-    return DataError(
-        "a shard is missing or damaged",
-        where=redact(path) if block is None else f"{redact(path)}, block {block}",
-        why=why,
-        do="Copy the data set again, or prepare it again; `dist-lm data verify` checks all shards.",
-    )

@@ -4,7 +4,8 @@ Enters: the files of a job and of its first phase, a bucket, the numbers of its 
 Leaves: the shards in OUT/train or OUT/heldout, and a ReduceSummary.
 Promises: of equal documents the first in the order of the input stays; rows are sorted by their
 shuffle key; run again, it does nothing if its shards verify.
-Memory: the documents of the bucket two times, and a shard's rows with their padding.
+Memory: the different documents of the bucket two times, the bucket of one part, and a shard's rows with
+their padding.  How often a document is repeated does not matter.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -59,12 +61,11 @@ def reduce_bucket(job_path: Path, parts_path: Path, bucket: Bucket) -> ReduceSum
     done = _load(path)
     if done is not None and all(_is_whole(folder, entry) for entry in done.shards):
         return done
-    documents = _read(work, job, load_parts(parts_path), bucket.number)
+    documents, num_duplicates = _read(work, job, load_parts(parts_path), bucket.number)
     summary = ReduceSummary()
     if documents is not None:
-        kept = _first_of_equals(documents.hashes)
-        summary.counts = _counts(documents, kept)
-        rows = _ordered_rows(documents, kept, job)
+        summary.counts = _counts(documents, num_duplicates)
+        rows = _ordered_rows(documents, job)
         for number, which in enumerate(_shares(rows, documents, bucket.num_shards, job.kind)):
             if len(which):
                 _write(folder, bucket.first_shard + number, documents, which, job, summary)
@@ -84,46 +85,60 @@ def _is_whole(folder: Path, entry: ShardEntry) -> bool:
     return all(path.is_file() and sha256_of(path) == digest for path, digest in files)
 
 
-def _read(work: WorkFolder, job: Job, parts: PartsOfMap, bucket: int) -> Documents | None:
-    """All documents of a bucket, in the order of the input; None where it is empty."""
+def _read(work: WorkFolder, job: Job, parts: PartsOfMap, bucket: int) -> tuple[Documents | None, int]:
+    """The documents of a bucket in the order of the input, of equal ones the first; how many others there are.
+
+    None where the bucket is empty.
+    """
     kind = job.kind
     spec = kind.columns(job.rules)
-    found = []
+    found, num_duplicates = [], 0
+    seen: set[bytes] = set()
     for part in parts.parts:
         batch = read_bucket(work.map / part.name, bucket, schema(spec))
         if batch is not None:
-            documents = Documents.from_batch(batch, spec)
+            # At once: an input may repeat a document without end.
+            new = _first_of_equals(batch, seen)
+            num_duplicates += len(new) - int(new.sum())
+            if not new.any():
+                continue
+            documents = Documents.from_batch(batch if new.all() else batch.filter(pa.array(new)), spec)
             renumber(documents, kind.label_columns, np.array(part.label_places, dtype=np.int64))
             found.append(documents)
-    return Documents.concat(found) if found else None
+    return (Documents.concat(found) if found else None), num_duplicates
 
 
-def _first_of_equals(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The documents to keep, in their order."""
-    _, first = np.unique(hashes, axis=0, return_index=True)
-    return np.sort(first)
+def _first_of_equals(batch: pa.RecordBatch, seen: set[bytes]) -> NDArray[np.bool_]:
+    """Which documents are neither in `seen` nor equal to one before them; they are added to `seen`."""
+    hashes = np.stack([batch.column("hash_low").to_numpy(), batch.column("hash_high").to_numpy()], axis=1)
+    content, size = hashes.tobytes(), hashes.itemsize * hashes.shape[1]
+    new = np.zeros(len(hashes), dtype=np.bool_)
+    for number in range(len(hashes)):
+        key = content[number * size : (number + 1) * size]
+        if key not in seen:
+            seen.add(key)
+            new[number] = True
+    return new
 
 
-def _counts(documents: Documents, kept: NDArray[np.int64]) -> dict[str, int]:
-    lost = documents.lost[kept].sum(axis=0)
-    counts = {KEPT: len(kept), DUPLICATE: len(documents.hashes) - len(kept)}
+def _counts(documents: Documents, num_duplicates: int) -> dict[str, int]:
+    lost = documents.lost.sum(axis=0)
+    counts = {KEPT: len(documents.hashes), DUPLICATE: num_duplicates}
     return counts | {name: int(count) for name, count in zip(LOST, lost, strict=True)}
 
 
-def _ordered_rows(documents: Documents, kept: NDArray[np.int64], job: Job) -> NDArray[np.int64]:
-    """Rows of the documents kept, in the order of the shuffle."""
-    ends = np.cumsum(documents.num_rows)
-    low = documents.hashes[:, 0]
+def _ordered_rows(documents: Documents, job: Job) -> NDArray[np.int64]:
+    """Rows of the documents, in the order of the shuffle."""
+    starts = np.cumsum(documents.num_rows) - documents.num_rows
+    low, high = documents.hashes[:, 0], documents.hashes[:, 1]
     if job.kind.whole_documents:
         # Documents with equal keys are in the order of their other half.
-        moved = kept[np.lexsort((documents.hashes[kept, 1], low[kept], document_keys(low[kept], job.seed)))]
-        return _ranges(ends[moved] - documents.num_rows[moved], documents.num_rows[moved])
-    counts = documents.num_rows[kept]
-    rows = _ranges(ends[kept] - counts, counts)
-    document = np.repeat(kept, counts)
-    ordinal = rows - (ends - documents.num_rows)[document]
+        moved = np.lexsort((high, low, document_keys(low, job.seed)))
+        return _ranges(starts[moved], documents.num_rows[moved])
+    document = np.repeat(np.arange(len(low)), documents.num_rows)
+    ordinal = np.arange(len(document)) - starts[document]
     keys = row_keys(low[document], ordinal.astype(np.uint64), job.seed)
-    return rows[np.lexsort((ordinal, documents.hashes[document, 1], low[document], keys))]
+    return np.lexsort((ordinal, high[document], low[document], keys))
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
