@@ -108,12 +108,13 @@ class TrainingSet:
 
     def refuse_larger_batch(self, global_rows: int) -> None:
         """DataError where a global batch would hold a row of a source more than once."""
+        part = "one" if len(self.sources) == 1 else "its part of a"
         most = self.mixture.block_counts.max(axis=0) / self.mixture.block_counts[0].sum()
         for source, share in zip(self.sources, most, strict=True):
             wanted = int(np.ceil(share * global_rows))
             if wanted > source.view.num_rows:
                 raise DataError(
-                    f"the data set is smaller than its part of a global batch of {global_rows} rows",
+                    f"the data set is smaller than {part} global batch of {global_rows} rows",
                     where=redact(source.location),
                     why=f"It has {source.view.num_rows} rows; a batch takes {wanted}.",
                     do="Prepare more data, or lower batch.global.",

@@ -238,5 +238,5 @@ def test_a_run_folder_without_a_whole_checkpoint_is_no_beginning(runs: Path, tmp
     with pytest.raises(DataError, match="is damaged"):
         weights_of_run(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+    with pytest.raises(ConfigError, match="has no checkpoint"):
         weights_of_run(tmp_path / "run")
