@@ -13,7 +13,7 @@ from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.schedule import BatchPlan
 from dist_lm.tasks.classification import Classification
-from dist_lm.train import divide
+from dist_lm.batches import divide
 from tests.tasks.prepared_rows import view_and_rows
 from tests.tasks.test_fine_tuning_losses import TINY
 
