@@ -37,7 +37,7 @@ def main() -> None:
     from dist_lm.data.views import view_of
     from dist_lm.schedule import BatchPlan
     from dist_lm.tasks.registry import build_task
-    from dist_lm.train import divide
+    from dist_lm.batches import divide
 
     batches = HeldoutRows(arguments.data, rank=0, world_size=1, micro_rows=arguments.global_rows)
     settings = TypeAdapter(TaskSettings).validate_python({"name": arguments.task})

@@ -38,6 +38,17 @@ def extensions_folder() -> Path:
     return cache / "torch_extensions" / f"dist_lm-{version}-{place}"
 
 
+def own_tools_path() -> str:
+    """PATH with this Python environment's programs first.
+
+    torch builds with whatever `ninja` it finds, and two versions do not read each other's logs: where
+    PATH changes between starts, the op would be built anew each time.
+    """
+    own = str(Path(sys.executable).parent)
+    others = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry != own]
+    return os.pathsep.join([own, *others])
+
+
 def is_built() -> bool:
     folder = extensions_folder() / CPU_OP
     return (folder / f"{CPU_OP}.so").is_file() and not (folder / "lock").exists()
@@ -68,7 +79,7 @@ def build_cpu_op() -> None:
         code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "DS_ACCELERATOR": "cpu", EXTENSIONS_VARIABLE: str(folder)},
+            env={**os.environ, "PATH": own_tools_path(), "DS_ACCELERATOR": "cpu", EXTENSIONS_VARIABLE: str(folder)},
             capture_output=True,
             text=True,
             check=False,

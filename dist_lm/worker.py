@@ -43,6 +43,7 @@ def prepare_environment() -> None:
         ops.EXTENSIONS_VARIABLE: str(ops.extensions_folder()),
     }.items():
         os.environ.setdefault(name, value)
+    os.environ["PATH"] = ops.own_tools_path()
     # torch 2.13 renames collectives that DeepSpeed calls by their old names.
     warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning)
     if "DS_ACCELERATOR" not in os.environ:

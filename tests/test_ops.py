@@ -87,3 +87,10 @@ def test_an_op_that_is_there_is_not_built_again_and_a_dead_lock_beside_it_goes(f
     ops.build_cpu_op()
     assert library.read_bytes() == b"\x7fELF"
     assert ops.is_built()
+
+
+def test_every_process_finds_the_ninja_of_this_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = str(Path(sys.executable).parent)
+    for path in ("/usr/bin:/bin", f"/usr/bin:{own}:/bin", f"{own}:/usr/bin:/bin"):
+        monkeypatch.setenv("PATH", path)
+        assert ops.own_tools_path() == f"{own}:/usr/bin:/bin"
