@@ -30,6 +30,7 @@ def main() -> None:
     prepare_environment()
     from pydantic import TypeAdapter
 
+    from dist_lm.batches import divide
     from dist_lm.config import Task as TaskSettings
     from dist_lm.data.heldout import HeldoutRows
     from dist_lm.data.manifest import Manifest
@@ -37,7 +38,6 @@ def main() -> None:
     from dist_lm.data.views import view_of
     from dist_lm.schedule import BatchPlan
     from dist_lm.tasks.registry import build_task
-    from dist_lm.batches import divide
 
     batches = HeldoutRows(arguments.data, rank=0, world_size=1, micro_rows=arguments.global_rows)
     settings = TypeAdapter(TaskSettings).validate_python({"name": arguments.task})

@@ -8,12 +8,12 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
+from dist_lm.batches import divide
 from dist_lm.config import ClassificationTask
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.schedule import BatchPlan
 from dist_lm.tasks.classification import Classification
-from dist_lm.batches import divide
 from tests.tasks.prepared_rows import view_and_rows
 from tests.tasks.test_fine_tuning_losses import TINY
 
