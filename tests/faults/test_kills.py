@@ -96,7 +96,9 @@ def test_a_frozen_rank_is_recognised_and_the_run_goes_on(
     recipe = write_recipe(tmp_path / "recipe.yaml", topics_data, run__stall_limit_s=3, **COMMON)
     done = train_locally(recipe, max_restarts=1, env={"DIST_LM_FAULT": "stop@rank1:step5:before_optimizer"})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "rank 1 does not answer, last seen in `step` at step 5" in done.stdout + done.stderr
+    # The last heartbeat of the frozen rank is up to a second old, and these steps are shorter.
+    assert "rank 1 does not answer, last seen in" in done.stdout + done.stderr
+    assert "rank 0 is in `step` at step 5" in done.stdout + done.stderr
     assert "rank 0 ended with code 6" in done.stdout
     (report,) = (tmp_path / "run" / "errors").glob("attempt-0001-rank-00000.txt")
     assert "Thread" in report.read_text()
