@@ -8,7 +8,6 @@ or not at all, and its hash is known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +102,3 @@ def read_bucket(path: Path, bucket: int, schema: pa.Schema) -> pa.RecordBatch | 
             file.seek(int(begin))
             content = file.read(int(end - begin))
     return pa.ipc.read_record_batch(pa.py_buffer(content), schema)
-
-
-def bucket_parts(folder: Path, names: Sequence[str], bucket: int, schema: pa.Schema) -> list[Any]:
-    """The batches of a bucket, in the order of the input."""
-    batches = (read_bucket(folder / name, bucket, schema) for name in names)
-    return [batch for batch in batches if batch is not None]

@@ -23,7 +23,7 @@ from dist_lm.data.preparation.runners import run_tasks
 from dist_lm.data.process_pool import Progress, available_cores
 from dist_lm.data.sources.files import SourceFile, content_key
 from dist_lm.data.sources.format import TEXT_DOCUMENTS, ReadSettings
-from dist_lm.data.sources.inputs import format_of, list_inputs
+from dist_lm.data.sources.inputs import format_of
 from dist_lm.data.sources.registry import format_named
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.errors import ConfigError, DataError
@@ -202,8 +202,3 @@ def plan_job(options: PrepareOptions, tokenizer: Tokenizer, files: list[SourceFi
         part_bytes=options.part_bytes,
         splits=tuple(splits),
     )
-
-
-def list_sources(options: PrepareOptions) -> list[SourceFile]:
-    """The input files."""
-    return list_inputs(options.inputs, options.settings)
