@@ -156,13 +156,13 @@ def order_growth() -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=40_000, help="of 512 tokens")
+    parser.add_argument("--samples", type=int, default=160_000, help="of 512 tokens")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--mosaic-python", default="", help="interpreter that has mosaicml-streaming")
     parser.add_argument("--skip-preparation", action="store_true")
     options = parser.parse_args()
-    # A whole number of rows of either length in every file.
-    unit = FILES * max(LENGTHS)
+    # A whole number of batches of either length in every file.
+    unit = FILES * max(LENGTHS) * BATCH_ROWS
     num_tokens = options.samples * LENGTHS[0] // unit * unit
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
