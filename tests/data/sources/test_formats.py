@@ -364,7 +364,7 @@ def test_json_may_begin_with_a_mark_and_blanks(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.recursive(
-            st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(),
+            st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(),
             lambda x: st.lists(x) | st.dictionaries(st.text(), x),
         )
     )
