@@ -364,9 +364,11 @@ def test_json_may_begin_with_a_mark_and_blanks(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.recursive(
-            st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(),
-            lambda x: st.lists(x) | st.dictionaries(st.text(), x),
-        )
+            st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(max_size=9),
+            lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
+            max_leaves=8,
+        ),
+        max_size=4,
     )
 )
 def test_the_objects_of_a_json_list_are_those_of_the_json_module(
