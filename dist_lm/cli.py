@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dist_lm import cli_cluster, cli_model
+from dist_lm import cli_cluster, cli_model, cli_plan
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
@@ -36,6 +36,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(ops_app, name="ops")
 app.add_typer(cli_model.app)
 cli_cluster.add_verbs(app)
+app.command()(cli_plan.plan)
 add_verbs(app)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]

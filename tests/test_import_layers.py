@@ -27,7 +27,8 @@ LAYERS: list[set[str]] = [
         *("train", "assemble", "resume", "memory", "batches", "evaluate", "worker", "cluster", "demo", "status"),
         *("trained", "predictors", "predict", "judge", "export", "model_card"),
     },
-    {"cli_data", "cli_model", "cli_runs", "cli_cluster"},
+    {"plan"},
+    {"cli_data", "cli_model", "cli_runs", "cli_cluster", "cli_plan"},
     {"cli"},
     {"__main__"},
 ]
@@ -48,6 +49,11 @@ SEAMS = {
 LIGHT = [
     "cli.py",
     "cli_model.py",
+    "cli_plan.py",
+    "plan/accelerators.py",
+    "plan/goodput.py",
+    "plan/states.py",
+    "plan/traffic.py",
     "data/input_records.py",
     "cli_cluster.py",
     "cluster/manifests.py",

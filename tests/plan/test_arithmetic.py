@@ -1,0 +1,95 @@
+"""Memory of states, traffic and devices: what the papers and counted collectives say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dist_lm.errors import ConfigError
+from dist_lm.plan.accelerators import ACCELERATORS, accelerator
+from dist_lm.plan.states import States, states
+from dist_lm.plan.traffic import Topology, traffic
+
+pytestmark = pytest.mark.fast
+P = 1_000_000
+
+
+def held(stage: int, ranks: int = 8, precision: str = "bf16", micro_steps: int = 1, **zero: Any) -> States:
+    return states(P, 0, stage=stage, ranks=ranks, precision=precision, micro_steps=micro_steps, zero=zero)
+
+
+@pytest.mark.parametrize(("stage", "bytes_a_parameter"), [(0, 2 + 12), (1, 2 + 12 / 8), (2, 2 + 12 / 8), (3, 14 / 8)])
+def test_weights_and_optimizer_states_are_those_of_the_zero_paper(stage: int, bytes_a_parameter: float) -> None:
+    assert held(stage).between_steps == bytes_a_parameter * P
+
+
+def test_gradients_shrink_with_the_stage() -> None:
+    gradients = [held(stage).gradients for stage in range(4)]
+    assert gradients == [2 * P, 2 * P + 4 * P / 8, 2 * P / 8 + 4 * P / 8, 2 * P / 8]
+
+
+def test_gradients_of_several_micro_steps_are_summed_in_fp32() -> None:
+    assert held(3, micro_steps=4).gradients == 4 * P / 8
+    # Stage 2 reduces once, at the end: until then every rank holds all of them.
+    assert held(2, micro_steps=4).gradients == 4 * P + 4 * P / 8
+
+
+def test_on_one_rank_in_fp32_stage_0_holds_16_bytes_a_parameter() -> None:
+    alone = held(0, ranks=1, precision="fp32")
+    assert alone.between_steps + alone.gradients == 16 * P
+    assert alone.buffers == 0
+
+
+def test_what_is_offloaded_is_the_hosts() -> None:
+    there = held(2, offload_optimizer={"device": "cpu"})
+    assert there.optimizer == 0
+    assert there.host == held(2).optimizer + 4 * P / 8
+    whole = held(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "nvme"})
+    assert whole.weights == 0
+    assert whole.host == there.host + 2 * P / 8
+
+
+def test_buckets_are_no_larger_than_the_model() -> None:
+    assert held(1).buffers == 2 * P
+    assert held(1, reduce_bucket_size=1000).buffers == 2 * 1000
+    assert held(1, reduce_bucket_size=1000, overlap_comm=True).buffers == 2 * 2 * 1000
+
+
+@pytest.mark.parametrize(("stage", "micro_steps", "volume"), [(0, 1, 2), (1, 4, 3), (2, 4, 3), (3, 1, 3), (3, 4, 12)])
+def test_volumes_are_multiples_of_the_weights(stage: int, micro_steps: int, volume: int) -> None:
+    sent = traffic(1e9, stage=stage, ranks=2, micro_steps=micro_steps, gathers=66)
+    assert sent.wire_bytes == volume * 1e9 / 2
+
+
+def test_one_rank_sends_nothing_and_waits_for_nothing() -> None:
+    topology = Topology(1, 8, 360, 45)
+    assert traffic(1e9, stage=1, ranks=1, micro_steps=1, gathers=1).seconds(topology, 1.0) == 0.0
+
+
+def test_the_ring_is_as_fast_as_its_slowest_link() -> None:
+    inside, across = Topology(8, 8, 360, 45), Topology(16, 8, 360, 45)
+    sent = traffic(1e9, stage=1, ranks=8, micro_steps=1, gathers=1)
+    assert (inside.gb_s, across.gb_s) == (360, 45)
+    assert sent.seconds(across, 0.0) > sent.seconds(inside, 0.0)
+
+
+def test_reductions_hide_behind_the_backward_pass() -> None:
+    topology = Topology(16, 8, 360, 45)
+    sent = traffic(1e9, stage=0, ranks=16, micro_steps=1, gathers=1)
+    assert sent.seconds(topology, 10.0) == pytest.approx(2 * 16 * 2.6e-6)
+
+
+def test_an_unknown_accelerator_is_refused_with_the_list() -> None:
+    with pytest.raises(ConfigError, match=r"there is no accelerator `h1000`(?s:.*)h100, .*cpu"):
+        accelerator("h1000")
+
+
+def test_a_device_without_bf16_is_refused_for_it() -> None:
+    assert accelerator("v100").peak_flops("fp16") == 125e12
+    with pytest.raises(ConfigError, match="v100 has no bf16"):
+        accelerator("v100").peak_flops("bf16")
+
+
+def test_every_device_is_found_by_its_name() -> None:
+    assert all(accelerator(name).name == name for name in ACCELERATORS)

@@ -1,0 +1,90 @@
+"""`dist-lm plan`: what it prints of a configuration, what it advises, and how near a real run comes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = """
+task: {{name: mlm}}
+model: {{size: tiny}}
+data: {{train: {data}/pairs/train, tokenizer: {data}/tokenizer, lanes: 2, era: 64}}
+batch: {{global: 16, micro: 8}}
+optim: {{lr: 1e-3}}
+run: {{dir: {run}, steps: 1000}}
+"""
+# 1.5 B parameters: 30 GB of states on one device.
+LARGE = ["model.overrides={num_hidden_layers: 48, hidden_size: 1600, num_attention_heads: 25, intermediate_size: 6400}"]
+
+# 9 B parameters: 19 GB of weights.
+HUGE = "model.overrides={num_hidden_layers: 120, hidden_size: 2560, num_attention_heads: 40, intermediate_size: 10240}"
+
+
+@pytest.fixture
+def recipe(topics_data: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(data=topics_data, run=tmp_path / "run"))
+    return path
+
+
+def plan(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dist_lm", "plan", "-c", str(recipe), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def planned(recipe: Path, *arguments: str) -> dict[str, Any]:
+    done = plan(recipe, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_plan_for_a_cluster_holds_together(recipe: Path) -> None:
+    found = planned(recipe, "--gpus", "8", "--gpu", "h100", "--price", "2", "--simulate-faults", "precision=bf16")
+    run, stages = found["run"], found["stages"]
+    assert found["ranks"] == 8
+    assert [stage["stage"] for stage in stages] == [0, 1, 2, 3]
+    assert found["configured"] == found["chosen"] == 1
+    assert run["cost"] == pytest.approx(2 * run["device_hours"])
+    assert run["device_hours"] == pytest.approx(24 * 8 * run["days"])
+    assert run["tokens_s"] * run["step_s"] == pytest.approx(found["tokens_a_step"])
+    assert run["checkpoint_gb"] == pytest.approx(found["parameters"] * 12 / 1e9)
+    assert 0.9 < run["goodput_worst_of_20"] <= run["goodput_simulated"] <= 1
+    assert not (recipe.parent / "run").exists()
+
+
+def test_a_run_that_does_not_fit_is_told_what_would(recipe: Path) -> None:
+    large = planned(recipe, "--gpus", "1", "--gpu", "l4", "precision=bf16", "model.attention=sdpa", *LARGE)
+    assert large["chosen"] == -1
+    assert any("zero3_offload" in advice for advice in large["advice"])
+    shared = planned(recipe, "--gpus", "16", "--gpu", "l4", "precision=bf16", "zero=0", *LARGE)
+    assert shared["advice"] == [f"zero={shared['chosen']}"]
+    done = plan(recipe, "--gpu", "t4", "precision=fp16", HUGE)
+    assert done.returncode == 2
+    assert "the model fits by no option" in done.stderr
+    assert "GiB are there" in done.stderr
+
+
+def test_wrong_options_are_named(recipe: Path) -> None:
+    for arguments, told in (
+        (["--gpu", "h1000"], "there is no accelerator `h1000`"),
+        (["--gpu", "v100", "precision=bf16"], "v100 has no bf16"),
+        (["--mfu", "40"], "--mfu 40.0 is not a share"),
+        (["--probe", "2"], "--probe 2 steps are too few"),
+        (["--probe", "6", "--gpu", "h100"], "--probe runs on CPU ranks"),
+    ):
+        done = plan(recipe, *arguments)
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+
+
+def test_a_probe_sets_real_steps_beside_the_plan(recipe: Path) -> None:
+    done = plan(recipe, "--gpus", "2", "--probe", "4")
+    assert done.returncode == 0, done.stderr
+    (memory,) = [line.split() for line in done.stdout.splitlines() if line.startswith("memory, GiB")]
+    assert float(memory[-2]) == pytest.approx(float(memory[-1]), rel=0.25)
+    assert not (recipe.parent / "run").exists()
