@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from typing import Any
 
 from dist_lm import duration, lease, stop
@@ -79,7 +80,7 @@ class Attempt:
         """Record the step that this attempt goes on from."""
         self.watch.step = step
         if self._lease:
-            self.run_dir.add_to_attempt(self.number, from_step=step, step=step)
+            self.run_dir.add_to_attempt(self.number, from_step=step, step=step, resumed_at=time.time())
 
     def fence(self) -> None:
         """Raise Fenced where a later attempt has the run."""

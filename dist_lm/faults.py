@@ -37,7 +37,11 @@ POINTS = (
     "before_prune",
     "after_prune",
     "in_evaluation",
+    "in_export",
+    "before_rename",
 )
+OF_EXPORT = ("in_export", "before_rename")
+"""The points that are not in training."""
 ACTIONS = ("kill", "stop", "oom", "full", "nan")
 _fired: set[str] = set()
 _PATTERN = re.compile(r"(?P<action>\w+)@rank(?P<rank>\d+|\*):step(?P<step>\d+|\*):(?P<point>\w+)(?P<always>:always)?")

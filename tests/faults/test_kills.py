@@ -17,7 +17,7 @@ import pytest
 from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.checkpoint.store import LocalStore
 from dist_lm.cluster.local import free_port
-from dist_lm.faults import POINTS
+from dist_lm.faults import OF_EXPORT, POINTS
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 from dist_lm.status import status_of
@@ -40,6 +40,7 @@ MATRIX = [
     f"kill@rank{rank}:step{3 if _SAVES[0] <= number <= _SAVES[1] else 5}:{point}"
     for number, point in enumerate(POINTS)
     for rank in ("0", "1", "*")
+    if point not in OF_EXPORT
     # Only rank 0 publishes and prunes, only the others report.
     if not (rank == "1" and POINTS.index("before_manifest") <= number <= POINTS.index("after_prune"))
     and not (rank == "0" and point == "after_report")

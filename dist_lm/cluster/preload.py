@@ -1,0 +1,23 @@
+"""What the server of rank processes imports, once for all ranks and all restarts.
+
+Enters: nothing.  Leaves: the modules of training in memory, those too that a run would import late.
+Promises: no thread and no device is in use afterwards: the process can be forked.
+"""
+
+# ruff: noqa: E402, F401 - imported for those who are forked from here, in an environment made for it.
+from dist_lm.worker import prepare_environment
+
+prepare_environment()
+
+# DeepSpeed imports it for each engine, and with it the whole of torch's compiler: two seconds.
+import deepspeed.runtime.zero.muon.muon_optimizer
+import torch.utils.cpp_extension
+import torch.utils.tensorboard
+
+# Most of it is what all models share.
+import transformers.models.bert.modeling_bert
+
+import dist_lm.train
+from dist_lm.data.shards import load_webdataset
+
+load_webdataset()
