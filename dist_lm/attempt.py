@@ -64,11 +64,12 @@ class Attempt:
                 lambda: self.watch.give_up(f"stopping took longer than run.stop_budget_s, {run.stop_budget_s:.0f} s"),
             )
         ]
+        duties += [stop.on_file(self.stop, self.run_dir.stop_file), stop.tell_all(self.stop, self.run_dir.stop_file)]
         # A worker of Ray is started and ended by Ray.
         if launcher != "ray":
             duties.append(stop.on_orphaned(self.stop, grandparent=launcher == "deepspeed"))
         if ranks.is_first:
-            duties += [self._beat, stop.on_file(self.stop, self.run_dir.stop_file)]
+            duties.append(self._beat)
             if run.time_limit:
                 duties.append(stop.at_time_limit(self.stop, duration.seconds(run.time_limit)))
         self.watch = Watchdog(

@@ -6,9 +6,12 @@ has them.  `train_scenarios` starts the ranks once and hands them a list of conf
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -74,7 +77,7 @@ def attempt_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks:
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
     logs = [folder / f"ranks-{num_ranks}-{rank}.log" for rank in range(num_ranks)]
-    context = _server_of_ranks()
+    context = server_of_ranks()
     ranks = [
         context.Process(target=_rank, args=(plan, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log))
         for rank, log in enumerate(logs)
@@ -112,12 +115,35 @@ def heldout_loss(run_dir: Path) -> float:
     return float(read_metrics(run_dir / "metrics.jsonl", "eval")[-1]["loss"])
 
 
-def _server_of_ranks() -> ForkServerContext:
+@contextlib.contextmanager
+def one_thread_a_rank() -> Iterator[None]:
+    """Variables for ranks on the CPU whose sums are equal; those of before come back."""
+    with pytest.MonkeyPatch.context() as patched:
+        common = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        for name, value in {**common, "GLOO_SOCKET_IFNAME": "lo"}.items():
+            patched.setenv(name, value)
+        yield
+
+
+def launch_here(recipe: Path, run_dir: Path, *, num_ranks: int = 2, meanwhile: Callable[[], None]) -> int:
+    """One attempt of the local launcher in this process, from the server that all tests share; its exit code.
+
+    `meanwhile` runs in a thread; what it raises is raised here.
+    """
+    from dist_lm.cluster.local import LocalLaunch, launch
+
+    server_of_ranks()
+    with one_thread_a_rank(), ThreadPoolExecutor(1) as pool:
+        told = pool.submit(meanwhile)
+        code = launch(LocalLaunch(recipe, [], num_ranks, True, 0, run_dir))
+        told.result()
+    return code
+
+
+def server_of_ranks() -> ForkServerContext:
     """One process that imports everything once; ranks of all tests are forked from it."""
     multiprocessing.set_forkserver_preload(["dist_lm.cluster.preload"])
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}.items():
-            patched.setenv(name, value)
+    with one_thread_a_rank():
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 

@@ -6,15 +6,14 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_lm.cluster.local import LocalLaunch, launch
 from dist_lm.errors import StopRequested
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
+from tests.rank_scenarios import launch_here
 
 _LONGEST_S, _MOST_STEPS = 3.0, 8
 
@@ -25,35 +24,24 @@ class Killer:
     def __init__(self, run: Path, chance: random.Random) -> None:
         self.run, self.chance = RunDir(run), chance
         self.kills = 0
-        self._ended = threading.Event()
 
     def attempt(self, recipe: Path, num_ranks: int) -> int:
         """One attempt, killed; the exit code tells whether the run was done before."""
-        self._ended.clear()
-        thread = threading.Thread(target=self._kill_once, args=(num_ranks,))
-        thread.start()
-        try:
-            return launch(LocalLaunch(recipe, [], num_ranks, True, 0, self.run.path))
-        finally:
-            self._ended.set()
-            thread.join()
+        return launch_here(recipe, self.run.path, num_ranks=num_ranks, meanwhile=lambda: self._kill_once(num_ranks))
 
     def _kill_once(self, num_ranks: int) -> None:
         """After a random time, which may be before the first step, or after a random number of steps."""
         ranks = self._ranks(num_ranks)
         if self.chance.random() < 0.5:
-            self._ended.wait(self.chance.uniform(0.0, _LONGEST_S))
+            time.sleep(self.chance.uniform(0.0, _LONGEST_S))
         else:
             target, attempt = self.chance.randrange(1, _MOST_STEPS), self.run.next_attempt()
-            while not self._ended.wait(0.02) and self._steps_of(attempt) < target:
-                pass
+            while self._steps_of(attempt) < target:
+                time.sleep(0.02)
         victims = ranks if self.chance.random() < 0.3 else [self.chance.choice(ranks)]
-        fired = False
         for pid in victims:
-            if not self._ended.is_set():
-                os.kill(pid, signal.SIGKILL)
-                fired = True
-        self.kills += fired
+            os.kill(pid, signal.SIGKILL)
+        self.kills += 1
 
     def _ranks(self, num_ranks: int) -> list[int]:
         """Processes of all ranks, once they are there."""
@@ -77,15 +65,12 @@ def kill_again_and_again(
     deadline = time.monotonic() + minutes * 60
     while killer.kills < most and time.monotonic() < deadline:
         killer.attempt(recipe, chance.choice(worlds))
-    stopper = threading.Thread(target=_stop_at_first_step, args=(RunDir(run),))
-    stopper.start()
-    code = launch(LocalLaunch(recipe, [], max(worlds), True, 0, run))
-    stopper.join()
+    code = launch_here(recipe, run, num_ranks=max(worlds), meanwhile=lambda: _stop_once_resumed(RunDir(run)))
     assert code == StopRequested.exit_code
     return killer.kills
 
 
-def _stop_at_first_step(run_dir: RunDir) -> None:
+def _stop_once_resumed(run_dir: RunDir) -> None:
     attempt = run_dir.next_attempt()
     while run_dir.next_attempt() <= attempt or "from_step" not in run_dir.attempt_facts(attempt):
         time.sleep(0.05)

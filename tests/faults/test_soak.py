@@ -38,12 +38,8 @@ def test_a_run_that_is_killed_again_and_again_goes_on_as_the_calm_one(
     share: float,
     topics_data: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # What the launcher sets for its ranks is gone after the test; one thread a rank makes sums equal.
-    for name, value in {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}.items():
-        monkeypatch.setenv(name, value)
     options: dict[str, Any] = {
         **{"zero": 2, "run__save_every": 3, "batch__micro": 8, "optim__schedule": {"kind": "constant"}},
         **(DROPOUT if len(worlds) == 1 else {}),
