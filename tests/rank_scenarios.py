@@ -74,7 +74,7 @@ def attempt_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks:
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"plan-{num_ranks}.json"
     plan.write_text(json.dumps(configs))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
     logs = [folder / f"ranks-{num_ranks}-{rank}.log" for rank in range(num_ranks)]
     context = server_of_ranks()

@@ -114,6 +114,8 @@ class _Group:
         os.environ.update(self._common_variables())
         for rank in range(self.plan.num_ranks):
             variables = {
+                # The server that ranks are forked from may be older than some of them.
+                **os.environ,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(self.plan.num_ranks),
