@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from dist_lm.errors import DataError, EnvironmentFault
 MANIFEST_NAME = "manifest.json"
 FORMAT = "dist_lm-blocks"
 FORMAT_VERSION = 1
+LABEL_COUNTS = "label_counts"
 
 # Little-endian on disk, whatever the machine.
 DTYPES = {
@@ -65,14 +67,20 @@ class Column:
     """Name of the column that tells how many places of a row are filled, from the first on; the rest
     is padding, which is not stored and reads as 0.  Empty: all are."""
 
-    @property
+    # Cached: asked for with every block that is read.
+    @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
         return np.dtype(DTYPES[self.dtype])
+
+    @cached_property
+    def row_places(self) -> int:
+        """Numbers in a row."""
+        return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in memory."""
-        return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return self.numpy_dtype.itemsize * self.row_places
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,8 @@ class Manifest:
     facts: dict[str, Any] = field(default_factory=dict)
     """What a task must know of the rows beyond their columns (Kind.facts).  JSON values only."""
     preparation: dict[str, Any] = field(default_factory=dict)
-    """Identity of the options and inputs, and counts of what was kept and dropped.  JSON values only."""
+    """Identity of the options and inputs, counts of what was kept and dropped, and under LABEL_COUNTS how
+    often each label stands in the rows.  JSON values only."""
 
     @classmethod
     def load(cls, location: str | Path) -> Manifest:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from typer.testing import CliRunner
 
+from dist_lm.cli import app
 from dist_lm.data.kinds.base import Unusable
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.judge import Slicing, judge_file
@@ -39,7 +45,7 @@ def models(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def predictions(folder: Path, records: list[dict[str, Any]], tmp_path: Path, **options: Any) -> list[Any]:
     source = write_records(tmp_path / "in.jsonl", records)
     out = tmp_path / "out.jsonl"
-    predict_file(Request(str(folder), source, PredictOptions(**{"batch_rows": 2, **options})), out)
+    predict_file(Request(str(folder), str(source), PredictOptions(**{"batch_rows": 2, **options})), out)
     written = read_records(out)
     assert [{k: v for k, v in line.items() if k != "prediction"} for line in written] == records
     return [line["prediction"] for line in written]
@@ -182,17 +188,61 @@ def test_bad_records_are_named_and_kept_within_the_budget(models: Any, tmp_path:
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "fine"}\n\n{"txt": "no"}\nnot json\n{"text": "fine", "prediction": 1}\n')
     with pytest.raises(DataError) as refused:
-        predict_file(Request(str(folder), source), tmp_path / "out.jsonl")
+        predict_file(Request(str(folder), str(source)), tmp_path / "out.jsonl")
     assert "3 bad records, and 0 are allowed" in str(refused.value)
     assert f"{source}:3: no field 'text' (there are: txt)" in str(refused.value)
     assert f"{source}:4: not JSON" in str(refused.value)
     assert list(tmp_path.iterdir()) == [source]
-    assert predict_file(Request(str(folder), source, max_bad=3), tmp_path / "out.jsonl") == (4, 3)
+    assert predict_file(Request(str(folder), str(source), max_bad=3), tmp_path / "out.jsonl") == (4, 3)
     written = read_records(tmp_path / "out.jsonl")
     assert [line["prediction"] is None for line in written] == [False, True, True, True]
     assert "no field 'text'" in written[1]["error"]
     with pytest.raises(ConfigError, match="exists already"):
-        predict_file(Request(str(folder), source, max_bad=3), tmp_path / "out.jsonl")
+        predict_file(Request(str(folder), str(source), max_bad=3), tmp_path / "out.jsonl")
+
+
+def test_records_come_from_whatever_preparation_reads(models: Any, tmp_path: Path) -> None:
+    folder = models("BertForSequenceClassification")
+    records = [{"text": text, "label": "pos"} for text in TEXTS]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((lines + "[1]\n").encode()))
+    (tmp_path / "in.csv").write_text("text,label\n" + "".join(f"{text},pos\n" for text in TEXTS))
+    pa.parquet.write_table(pa.Table.from_pylist(records), tmp_path / "in.parquet")
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS))
+    sources = {"in.jsonl.gz": 1, "in.csv": 0, "in.parquet": 0, "in.txt": 0}
+    said, figures = [], []
+    for name, bad in sources.items():
+        request = Request(str(folder), str(tmp_path / name), max_bad=bad)
+        out = tmp_path / f"{name}.out"
+        assert predict_file(request, out) == (len(TEXTS) + bad, bad)
+        said.append([line["prediction"] for line in read_records(out)][: len(TEXTS)])
+        if name != "in.txt":
+            figures.append(judge_file(request, Slicing(resamples=0))["figures"])
+    assert said[0] == said[1] == said[2] == said[3]
+    assert figures[0] == figures[1] == figures[2]
+    with pytest.raises(DataError, match=r"in\.jsonl\.gz:6: a JSON object was expected, not list"):
+        predict_file(Request(str(folder), str(tmp_path / "in.jsonl.gz")), tmp_path / "out.jsonl")
+
+
+def test_the_verbs_predict_and_eval(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models("BertForSequenceClassification")
+    (tmp_path / "in.csv").write_text("review,label\n" + "".join(f"{text},pos\n" for text in TEXTS))
+    given = ["--from", str(folder), "--in", str(tmp_path / "in.csv"), "--field", "text=review"]
+    predicting = ["predict", *given, "--out", str(tmp_path / "out.jsonl"), "--explain"]
+    done = CliRunner().invoke(app, predicting, catch_exceptions=False)
+    assert done.stdout == f"{tmp_path / 'out.jsonl'}: {len(TEXTS)} records\n"
+    written = read_records(tmp_path / "out.jsonl")
+    assert [line["review"] for line in written] == TEXTS
+    assert written[0]["prediction"]["explanations"]
+    assert TEXTS[0].split()[0] in (tmp_path / "out.html").read_text()
+    judging = ["eval", *given, "--out", str(tmp_path / "figures.json"), "--resamples", "0"]
+    CliRunner().invoke(app, judging, catch_exceptions=False)
+    guessed = [line["prediction"]["label"] == "pos" for line in written]
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"]["accuracy"] == sum(guessed) / len(TEXTS)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for words in (predicting, judging):
+        with pytest.raises(ConfigError, match="started 2 times"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_an_empty_file_and_a_model_of_another_task_are_refused(models: Any, tmp_path: Path) -> None:
@@ -200,7 +250,7 @@ def test_an_empty_file_and_a_model_of_another_task_are_refused(models: Any, tmp_
     empty = tmp_path / "in.jsonl"
     empty.write_text("\n")
     with pytest.raises(DataError, match="holds no records"):
-        predict_file(Request(str(folder), empty), tmp_path / "out.jsonl")
+        predict_file(Request(str(folder), str(empty)), tmp_path / "out.jsonl")
     with pytest.raises(ConfigError, match="a model for classification, not for question_answering"):
         predictor_for(open_trained(str(folder)), "question_answering", PredictOptions(), CPU)
     with pytest.raises(ConfigError, match="task `ner` is unknown"):
@@ -240,7 +290,7 @@ def judged(
     folder: Path, records: list[dict[str, Any]], tmp_path: Path, slicing: Slicing | None = None, **more: Any
 ) -> Any:
     source = write_records(tmp_path / "judged.jsonl", records)
-    return judge_file(Request(str(folder), source, **more), slicing or Slicing(resamples=0))
+    return judge_file(Request(str(folder), str(source), **more), slicing or Slicing(resamples=0))
 
 
 def test_eval_figures_slices_and_intervals(models: Any, tmp_path: Path) -> None:
