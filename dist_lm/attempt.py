@@ -45,8 +45,8 @@ class Attempt:
         held: list[Lease] = []
 
         def take() -> int:
-            number, before = run_dir.next_attempt(), lease.read(run_dir.lease)
-            held.append(Lease.take(run_dir.lease, number))
+            number, before = run_dir.next_attempt(), lease.read(run_dir.leases)
+            held.append(Lease.take(run_dir.leases, number))
             _close_the_one_before(run_dir, number - 1, before)
             run_dir.stop_file.unlink(missing_ok=True)
             return run_dir.open_attempt(facts)

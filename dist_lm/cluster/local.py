@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from dist_lm import ops
 from dist_lm.checkpoint.store import open_store
 from dist_lm.cluster.rank_process import RankProcess
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, OutOfMemory, Stalled, StopRequested
+from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ def launch(plan: LocalLaunch) -> int:
     if plan.cpu:
         ops.build_cpu_op()
     run_dir = RunDir(plan.run_dir)
+    os.environ[SUPERVISOR_VARIABLE] = uuid.uuid4().hex
     without_progress = 0
     for restart in range(plan.max_restarts + 1):
         before = _committed(run_dir)

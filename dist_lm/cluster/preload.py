@@ -5,6 +5,9 @@ Promises: no thread and no device is in use afterwards: the process can be forke
 """
 
 # ruff: noqa: E402, F401 - imported for those who are forked from here, in an environment made for it.
+import contextlib
+import io
+
 from dist_lm.worker import prepare_environment
 
 prepare_environment()
@@ -16,8 +19,14 @@ import torch.utils.tensorboard
 
 # Most of it is what all models share.
 import transformers.models.bert.modeling_bert
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 import dist_lm.train
+from dist_lm import ops
 from dist_lm.data.shards import load_webdataset
 
 load_webdataset()
+if ops.is_built():
+    # Once for all ranks: a rank that is killed while it loads the op leaves a lock behind.
+    with contextlib.redirect_stdout(io.StringIO()):
+        ShareMemCommBuilder().load(verbose=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,10 @@ def test_a_frozen_rank_is_recognised_and_the_run_goes_on(
     assert "rank 0 ended with code 6" in done.stdout
     (report,) = (tmp_path / "run" / "errors").glob("attempt-0001-rank-00000.txt")
     assert "Thread" in report.read_text()
+    # With py-spy, C++ frames too; and the collective that rank 0 waits in.
+    assert "all_reduce" in report.read_text() or "gloo::" in report.read_text()
+    collectives = json.loads(report.with_suffix(".collectives.json").read_text())["entries"]
+    assert collectives[-1]["profiling_name"].startswith("gloo:")
     assert losses(tmp_path / "run") == calm
 
 
