@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
 from dist_lm.cli import app
@@ -349,6 +349,29 @@ def test_perplexity_is_that_of_the_models_own_loss(models: Any, tmp_path: Path) 
     assert report["figures"]["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
-def test_a_model_of_masks_has_nothing_to_judge_records_by(models: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.heldout"):
-        judged(models("BertForMaskedLM"), [{"text": "a [MASK]"}], tmp_path)
+def test_pseudo_perplexity_masks_each_token_alone(models: Any, tmp_path: Path) -> None:
+    folder = models("BertForMaskedLM")
+    report = judged(folder, [{"text": text} for text in TEXTS[:2]], tmp_path)
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    losses, right = [], []
+    for text in TEXTS[:2]:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        for place in range(1, ids.shape[1] - 1):
+            masked = ids.clone()
+            masked[0, place] = tokenizer.mask_token_id
+            labels = torch.full_like(ids, -100)
+            labels[0, place] = ids[0, place]
+            with torch.no_grad():
+                output = model(masked, labels=labels)
+            losses.append(output.loss.item())
+            right.append(int(output.logits[0, place].argmax()) == int(ids[0, place]))
+    figures = report["figures"]
+    assert figures["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert figures["pseudo_perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    assert figures["accuracy"] == sum(right) / len(right)
+    assert "masked alone" in report["signature"]
+    # A long text is judged in windows, every token of it once.
+    long = " ".join(TEXTS * 8)
+    predictor = predictor_for(open_trained(str(folder)), None, PredictOptions(seq_len=16, batch_rows=64), CPU)
+    (total,) = predictor.judge([predictor.expected({"text": long})])
+    assert total["tokens"] == len(tokenizer(long, add_special_tokens=False)["input_ids"])
