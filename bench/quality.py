@@ -32,8 +32,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cpu")
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
 
 import quality_data
 
@@ -151,7 +150,8 @@ def train_dist_lm(plan: Plan, folder: Path, seed: int, out: Path) -> None:
     from dist_lm.stop import StopFlag
     from dist_lm.train import train
 
-    os.environ["MASTER_PORT"] = str(free_port())
+    # Not for Trainer, which would make a process group of its one rank.
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     config = config_of(plan, folder, out, seed, {"from": str(folder / f"start-{seed}")})
     ranks = Ranks.connect()
     train(LoadedConfig(config, {}), ranks, stop=StopFlag(), launcher="bench")
