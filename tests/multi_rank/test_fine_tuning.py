@@ -7,12 +7,27 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
+from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.order import Order
 from dist_lm.data.tokenizer import load_tokenizer
+from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError
 from dist_lm.export import export, export_adapter
 from dist_lm.judge import Slicing, judge_file
@@ -35,7 +50,15 @@ CASES: dict[str, tuple[str, int, dict[str, Any], str | None, dict[str, Any]]] = 
     "translation": ("seq2seq", 3, {"label_smoothing": 0.1}, "T5ForConditionalGeneration", {"prefix": "turn: "}),
     "chat": ("instruction", 1, {}, "GPT2LMHeadModel", {}),
 }
+# Case of a LoRA run on two ranks: class of its base, stage of ZeRO, class of what is exported.
+ADAPTED: dict[str, tuple[str, int, Any]] = {
+    "chat": ("GPT2LMHeadModel", 1, AutoModelForCausalLM),
+    "one": ("BertForMaskedLM", 3, AutoModelForSequenceClassification),
+    "translation": ("T5ForConditionalGeneration", 3, AutoModelForSeq2SeqLM),
+}
 STEPS = 4
+TRAINER_STEPS = 12
+"""An epoch."""
 
 
 def record_of(case: str, number: int, text: str) -> dict[str, Any]:
@@ -74,7 +97,7 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [record_of(case, number, text) for number, text in enumerate(texts)]
         for split, part in (("train", records[:96]), ("heldout", records[96:])):
             write_dataset(root / case / split, kind, part, tokenizer, seq_len=64, **options)
-        write_records(str(root / case / "heldout.jsonl"), records[96:])
+        write_records(root / case / "heldout.jsonl", records[96:])
         if model:
             no_dropout: dict[str, Any] = {"dropout_rate": 0.0}
             if model == "GPT2LMHeadModel":
@@ -90,17 +113,31 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if model:
                 config["model"] = {"from": str(root / case / "model")}
             planned.append(config)
+            if case == "one" and num_ranks == 2:
+                plain = json.loads(json.dumps(config))
+                folder = save_model(
+                    "BertForSequenceClassification", topics_data / "tokenizer", root / "trainer" / "model",
+                    labels=["long", "short"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+                )  # fmt: skip
+                plain["task"], plain["zero"], plain["model"] = {"name": kind}, 2, {"from": str(folder)}
+                plain["optim"]["schedule"] = {"kind": "linear"}
+                plain["run"] |= {"dir": str(root / "trainer-2"), "steps": TRAINER_STEPS}
+                planned.append(plain)
             if case == "chat" and num_ranks == 1:
                 dropped = json.loads(json.dumps(config))
                 folder = save_model(model, topics_data / "tokenizer", root / "dropout" / "model", resid_pdrop=0.5)
                 dropped["model"]["from"] = str(folder)
                 dropped["run"]["dir"] = str(root / "dropout-1")
                 planned.append(dropped)
-            if case == "chat" and num_ranks == 2:
+            if case in ADAPTED and num_ranks == 2:
+                class_name, stage, _ = ADAPTED[case]
                 adapted = json.loads(json.dumps(config))
-                adapted["model"]["lora"] = {"rank": 4, "dropout": 0.0}
-                adapted["optim"]["lr"] = 0.05
-                adapted["run"]["dir"] = str(root / "lora-2")
+                folder = root / case / "model"
+                if not model:
+                    save_model(class_name, topics_data / "tokenizer", folder)
+                adapted["model"] = {"from": str(folder), "lora": {"rank": 4, "dropout": 0.0}}
+                adapted["zero"], adapted["optim"]["lr"] = stage, 0.05
+                adapted["run"]["dir"] = str(root / f"lora-{case}-2")
                 planned.append(adapted)
     for num_ranks, planned in configs.items():
         train_scenarios(root, planned, num_ranks=num_ranks)
@@ -126,28 +163,58 @@ def test_two_ranks_train_and_judge_as_one(root: Path, case: str) -> None:
     assert expected[case] <= figures[0].keys()
 
 
+def test_losses_are_those_of_trainer_step_by_step(root: Path, tmp_path: Path) -> None:
+    run = yaml.safe_load((root / "trainer-2" / "config.yaml").read_text())
+    view = view_of(Manifest.load(root / "one" / "train"), None)
+    rows = next(iter(HeldoutRows(str(root / "one" / "train"), rank=0, world_size=1, micro_rows=view.num_rows)))
+    order = Order(view.shard_rows, seed=run["run"]["seed"], lanes=run["data"]["lanes"], era=run["data"]["era"])
+    tokenizer = AutoTokenizer.from_pretrained(root / "trainer" / "model")
+    features = []
+    for row in order.locate(np.arange(TRAINER_STEPS * run["batch"]["global"])).row:
+        tokens = rows.columns["tokens"][row, : rows.columns["length"][row]].tolist()
+        ids = [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id]
+        features.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(rows.columns["label"][row])})
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=run["batch"]["global"], max_steps=TRAINER_STEPS, use_cpu=True,
+        learning_rate=run["optim"]["lr"], weight_decay=run["optim"]["weight_decay"], max_grad_norm=run["optim"]["clip"],
+        adam_beta2=run["optim"]["betas"][1], lr_scheduler_type="linear", logging_steps=1, report_to=[],
+        save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(root / "trainer" / "model")
+    trainer = Trainer(model, arguments, train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer))
+    trainer.train()
+    theirs = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    ours = losses(root / "trainer-2")
+    assert len(theirs) == TRAINER_STEPS
+    assert [ours[step] for step in sorted(ours)] == pytest.approx(theirs, rel=1e-4)
+
+
 def test_loaded_weights_are_trained_with_the_dropout_of_their_config(root: Path) -> None:
     # Only dropout tells the two models apart; it changes the loss from the first step on.
     assert losses(root / "dropout-1")[1] != pytest.approx(losses(root / "chat-1")[1], rel=1e-3)
 
 
-def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ADAPTED)
+def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path, case: str) -> None:
     from peft import PeftModel
 
-    tokenizer = AutoTokenizer.from_pretrained(root / "chat" / "model")
-    inputs = tokenizer("the import statement", return_tensors="pt", return_token_type_ids=False)
-    base = AutoModelForCausalLM.from_pretrained(root / "chat" / "model").eval()
+    run, folder, auto_class = root / f"lora-{case}-2", root / case / "model", ADAPTED[case][2]
+    ids = AutoTokenizer.from_pretrained(folder)("the import statement", return_tensors="pt")["input_ids"]
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if case == "translation" else {})}
+    assert export(str(run), tmp_path / "merged").largest_logit_difference == 0.0
+    merged = auto_class.from_pretrained(tmp_path / "merged").eval()
+    labels = {"num_labels": merged.config.num_labels} if case == "one" else {}
+    torch.manual_seed(1)
+    base = auto_class.from_pretrained(folder, **labels).eval()
     before = base(**inputs).logits
-    assert export(str(root / "lora-2"), tmp_path / "merged").largest_logit_difference == 0.0
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.state_dict().keys() == base.state_dict().keys()
-    export_adapter(str(root / "lora-2"), tmp_path / "adapter")
+    export_adapter(str(run), tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-5)
+    assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, merged(**inputs).logits, atol=1e-3)
     with pytest.raises(ConfigError, match="has no adapter"):
-        export_adapter(str(root / "chat-2"), tmp_path / "none")
+        export_adapter(str(root / f"{case}-2"), tmp_path / "none")
 
 
 @pytest.mark.parametrize("case", CASES)
