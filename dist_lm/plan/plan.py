@@ -176,7 +176,7 @@ def _work(config: RunConfig, ranks: int) -> _Work:
     with Stream(
         data, global_rows=config.batch.global_rows, rank=0, world_size=ranks, partner_columns=columns
     ) as stream:
-        local = next_local(stream, task, batch)
+        local = next_local(stream, task, batch, lambda: False)
     if local.failure is not None:
         raise local.failure
     longest = max(local.micro_batches, key=lambda micro_batch: micro_batch.slots)
