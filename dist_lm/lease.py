@@ -2,8 +2,9 @@
 
 Enters: a run folder.  Leaves: lease.json with the attempt, its holder, and a beat that grows.
 Promises: an attempt that is alive is not pushed aside by a second start; one that died is followed
-at once (same host) or after TTL_S; what a late process of an earlier attempt wants to write is
-refused.  Clocks of hosts are never compared: a holder is alive while its beat changes.
+at once (same host, or the same launch, whose launcher has given it up) or after TTL_S; what a late
+process of an earlier attempt wants to write is refused.  Clocks of hosts are never compared: a holder
+is alive while its beat changes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dist_lm.errors import EnvironmentFault
 
 TTL_S = 12.0
 """A holder on another host whose beat does not change for this long is gone."""
+LAUNCH_VARIABLE = "DIST_LM_LAUNCH"
+"""Names the launcher's process, where it runs one attempt after the other on several hosts."""
 _LOOK_S = 0.5
 
 
@@ -48,7 +51,7 @@ class Lease:
         held = read(path)
         changed_at, began_at = clock(), clock()
         beats = held.get("beats")
-        while held and not held.get("released") and not _is_dead(held):
+        while held and not held.get("released") and not _is_given_up(held) and not _is_dead(held):
             if clock() - changed_at >= TTL_S:
                 break
             if held.get("beats") != beats:
@@ -90,7 +93,9 @@ class Lease:
             self._write({**facts, "released": True})
 
     def _write(self, facts: dict[str, Any]) -> None:
-        holder = {"attempt": self.attempt, "host": platform.node(), "pid": os.getpid(), "beats": self._beats}
+        launch = os.environ.get(LAUNCH_VARIABLE, "")
+        who = {"host": platform.node(), "pid": os.getpid(), "launch": launch}
+        holder = {"attempt": self.attempt, **who, "beats": self._beats}
         # A beat that a power cut takes away is no loss: the holder is gone, too.
         with disk.WholeFile(self._path, durable=not self._beats, hashed=False) as file:
             file.write(json.dumps({**facts, **holder, "at": time.time()}).encode())
@@ -103,6 +108,11 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return held
+
+
+def _is_given_up(held: dict[str, Any]) -> bool:
+    launch = os.environ.get(LAUNCH_VARIABLE, "")
+    return bool(launch) and held.get("launch") == launch
 
 
 def _is_dead(held: dict[str, Any]) -> bool:

@@ -36,7 +36,7 @@ def _run(*words: str | Path) -> str:
 
 @dataclass
 class Host:
-    """A network namespace with one address."""
+    """A network namespace with one address and a name of its own."""
 
     name: str
     address: str
@@ -46,27 +46,29 @@ class Host:
     variables: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def popen(self, words: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def popen(
+        self, words: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a program on this host, as the leader of a process group."""
         with log.open("ab") as output:
-            self.processes.append(
-                subprocess.Popen(
-                    ["ip", "netns", "exec", self.name, *(str(word) for word in words)],
-                    env=environment({**self.variables, **(env or {})}),
-                    cwd=REPOSITORY,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            process = subprocess.Popen(
+                [*self._here(), *(str(word) for word in words)],
+                env=environment({**self.variables, **(env or {})}),
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+        self.processes.append(process)
+        return process
 
     def run(
-        self, words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, timeout_s: float = 240
+        self, words: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, timeout_s: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on this host to its end."""
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, *(str(word) for word in words)],
+            [*self._here(), *(str(word) for word in words)],
             env=environment({**self.variables, **(env or {})}),
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
@@ -75,6 +77,11 @@ class Host:
             timeout=timeout_s,
             check=False,
         )
+
+    def _here(self) -> list[str]:
+        """The words of a program that runs the words after it on this host, in the same process."""
+        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
+        return ["ip", "netns", "exec", self.name, *named]
 
     def pids(self) -> list[int]:
         return [int(word) for word in _run("ip", "netns", "pids", self.name).split()]
@@ -125,6 +132,8 @@ class Network:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
             # Eight idle workers a node are a lot for two cores.
             "RAY_prestart_worker_first_driver": "0",
+            # The hosts share this machine's memory with everything else that runs here.
+            "RAY_memory_monitor_refresh_ms": "0",
             "GLOO_SOCKET_IFNAME": "eth0",
             "RAY_ADDRESS": f"{self.subnet}.1:{GCS_PORT}",
             "PYTHONPATH": str(REPOSITORY),
@@ -152,11 +161,18 @@ class Network:
         _run("ip", "-n", name, "link", "set", "lo", "up")
         return host
 
-    def start_head(self, *, num_cpus: int, dashboard: bool = True) -> None:
-        words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address]
+    def start_head(
+        self,
+        *options: str,
+        num_cpus: int,
+        dashboard: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`options`: more of `ray start`."""
+        words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address, *options]
         if not dashboard:
             words.append("--include-dashboard=false")
-        self._start_node(self.head, words, num_cpus, {})
+        self._start_node(self.head, words, num_cpus, env or {})
 
     def start_node(
         self, host: Host, *, num_cpus: int = 1, env: Mapping[str, str] | None = None, inside: Sequence[str] = ()
@@ -176,9 +192,11 @@ class Network:
 
     def wait_for_nodes(self, number: int) -> None:
         """Until so many nodes are alive."""
+        # Asking the head's GCS is quicker than joining the cluster.
         script = (
-            "import ray, sys; ray.init(log_to_driver=False); "
-            f"sys.exit(0 if sum(node['Alive'] for node in ray.nodes()) == {number} else 9)"
+            "import sys; from ray._raylet import GcsClient; "
+            f"nodes = GcsClient(address='{self.head.address}:{GCS_PORT}').get_all_node_info(timeout=5).values(); "
+            f"sys.exit(0 if sum(node.state == 0 for node in nodes) == {number} else 9)"
         )
         deadline = time.monotonic() + START_S
         while True:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,29 @@ import pytest
 
 from dist_lm.errors import EnvironmentFault
 from dist_lm.run_dir import RunDir
-from tests.gloo_ranks import REPOSITORY, write_recipe
-from tests.ray.hosts import DASHBOARD_PORT, Network, network
+from tests.gloo_ranks import write_recipe
+from tests.ray.hosts import DASHBOARD_PORT, Network
 
 pytestmark = pytest.mark.ray
 WAIT_S = 90.0
 ENDLESS = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network(1) as made:
-        made.start_head(num_cpus=1)
-        made.wait_for_nodes(1)
-        yield made
+CALM_LINES = 60
 
 
 @pytest.fixture
-def tree(topics_data: Path, tmp_path: Path) -> Path:
+def net(head_net: Network) -> Network:
+    return head_net
+
+
+@pytest.fixture
+def tree(clean_tree: Path, topics_data: Path, tmp_path: Path) -> Path:
     """A clean working directory to submit from."""
-    folder = tmp_path / "tree"
-    for name in ("dist_lm", "launch", "ds_configs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    write_recipe(folder / "small.yaml", topics_data, run__dir=str(tmp_path / "small"))
-    write_recipe(folder / "endless.yaml", topics_data, run__dir=str(tmp_path / "endless"), run__steps=ENDLESS)
-    return folder
+    one: dict[str, Any] = {"ray__workers": 1}
+    write_recipe(clean_tree / "small.yaml", topics_data, run__dir=str(tmp_path / "small"), **one)
+    write_recipe(
+        clean_tree / "endless.yaml", topics_data, run__dir=str(tmp_path / "endless"), run__steps=ENDLESS, **one
+    )
+    return clean_tree
 
 
 def dist_lm(net: Network, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +70,11 @@ def test_a_job_is_followed_to_its_end(net: Network, tree: Path) -> None:
     refused = submit(net, tree, "small.yaml", "--follow", "optim.lr=0.5")
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "belongs to a run with another configuration" in refused.stdout
+    assert "optim.lr: 0.002 -> 0.5" in refused.stdout
+    # Ray was not made to try again.
+    assert "[FailurePolicy] RETRY" not in refused.stdout
+    # A run without faults tells what the local launcher would, and little more.
+    assert len(done.stdout.splitlines()) < CALM_LINES
 
 
 def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Preparation by tasks of a Ray cluster on this machine."""
+"""Preparation by tasks of a Ray cluster on this machine, whose head has no dashboard."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dist_lm.data.prepare import prepare
 from dist_lm.data.tokenizer import Tokenizer, train_tokenizer
 from dist_lm.errors import DataError, EnvironmentFault
 from tests.data.preparation.preparing import TEXTS, files_of, options, write_lines
+from tests.gloo_ranks import REPOSITORY, run_command, write_recipe
 
 pytestmark = pytest.mark.ray
 RECORDS = [{"text": text} for text in [*TEXTS, *TEXTS[:30]]]
@@ -42,6 +44,17 @@ def test_ray_makes_the_same_bytes_as_this_process(
     prepare(made)
     prepare(dataclasses.replace(made, out=tmp_path / "ray", ray=True))
     assert files_of(tmp_path / "ray") == files_of(made.out)
+
+
+def test_a_run_is_refused_by_a_head_without_the_dashboard(topics_data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", topics_data)
+    address = ray.get_runtime_context().gcs_address
+    done = run_command(
+        [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe], env={"RAY_ADDRESS": address}
+    )
+    assert done.returncode == EnvironmentFault.exit_code
+    assert "runs without its dashboard" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_a_ray_task_is_the_error_of_the_command(tokenizer: Tokenizer, tmp_path: Path) -> None:

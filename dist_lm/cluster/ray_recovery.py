@@ -1,0 +1,117 @@
+"""What Ray's controller does between two groups of workers, beyond Ray Train's own.
+
+Enters: a copy of this in the controller's process.  Leaves: a fresh view of the cluster, and nodes
+that have been asked what the first ones were asked.
+Promises: a new group is asked for on nodes that live; a node that joins later and cannot run this
+project is drained and named, or ends the run where it cannot be drained.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import (
+    ReschedulingState,
+    RestartingState,
+    TrainControllerState,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
+
+from dist_lm.cluster import ray_cluster
+from dist_lm.disk import write_json
+from dist_lm.errors import EnvironmentFault
+
+log = logging.getLogger(__name__)
+
+SILENT_S = 1.0
+"""A node that takes no connection within this time is believed to be gone."""
+GONE_S = 15.0
+"""How long to wait until Ray says so, too."""
+_POLL_S = 0.1
+_SHUTDOWN = "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"
+_SHUTDOWN_S = "2"
+"""Ranks that wait for a lost one cannot leave their group: Ray gives them 30 s to try."""
+
+
+class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Looks at the nodes before each group of workers but the first."""
+
+    def __init__(self, run_dir: Path, final_errors: Path, known: set[str]) -> None:
+        """`known`: ids of nodes that have been asked already."""
+        self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
+
+    def after_controller_start(self, _context: Any) -> None:
+        os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
+
+    def after_controller_state_update(self, _before: TrainControllerState, now: TrainControllerState) -> None:
+        if isinstance(now, RestartingState | ReschedulingState):
+            wait_until_the_dead_are_known()
+            # Ray looks at the nodes every 20 s, and would ask for the old number of workers until then.
+            coordinator = get_or_create_autoscaling_coordinator()
+            ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=GONE_S)
+
+    def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
+        new = [node for node in ray_cluster.living_nodes() if node["NodeID"] not in self._known]
+        if not new:
+            return
+        if self._refused(new):
+            # One bad node among many: the others are welcome.
+            for node in new:
+                error = self._refused([node])
+                if error and not drain(node):
+                    facts = {"exit_code": error.exit_code, "message": str(error)}
+                    write_json(self._final_errors / "joined.json", facts)
+                    raise error
+        self._known |= {node["NodeID"] for node in new}
+
+    def _refused(self, nodes: list[dict[str, Any]]) -> EnvironmentFault | None:
+        try:
+            ray_cluster.check_nodes(self._run_dir, nodes)
+        except EnvironmentFault as error:
+            log.error("%s", error)
+            return error
+        return None
+
+
+def wait_until_the_dead_are_known() -> None:
+    """Until Ray has given up each node that does not answer or is being drained; GONE_S at the most."""
+    deadline = time.monotonic() + GONE_S
+    while time.monotonic() < deadline:
+        draining = ray._private.state.state.get_draining_nodes()
+        nodes = ray_cluster.living_nodes()
+        with ThreadPoolExecutor(max_workers=64) as pool:
+            answers = list(pool.map(_answers, nodes))
+        if all(answers) and not any(node["NodeID"] in draining for node in nodes):
+            return
+        time.sleep(_POLL_S)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=SILENT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def drain(node: dict[str, Any]) -> bool:
+    """Ask for a node's end; False where somebody works on it."""
+    from ray.core.generated import autoscaler_pb2
+
+    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_IDLE_TERMINATION")
+    accepted, why = client.drain_node(node["NodeID"], reason, "it cannot run dist-lm", 0)
+    if not accepted:
+        log.error("node %s is not drained: %s", node["NodeManagerAddress"], why)
+    return bool(accepted)
