@@ -7,11 +7,12 @@
         --translation multi30k.train.en.gz multi30k.train.de.gz multi30k.test.en.gz multi30k.test.de.gz \
         --wikitext wikitext2.valid.txt.gz wikitext2.test.txt.gz
 
-Give the sets that you have.  How it measures: a new small model of each seed is saved once, both
-systems start from it, on one rank, one thread, fp32; features of Trainer are those of the example
-scripts.  Both models are judged by `dist-lm eval` on the same test records.  The last line is JSON:
-{task: {"dist_lm": [a figure a seed], "hf": [...]}}; for WikiText the figure is perplexity, for the
-others higher is better.  Results of a run stay in --out; the same command goes on.
+Give the sets that you have; `--tasks sst2 ner` takes some of them.  How it measures: a new small model
+of each seed is saved once, both systems start from it, on one rank, one thread, fp32; features of
+Trainer are those of the example scripts.  Both models are judged by `dist-lm eval` on the same test
+records.  Two trainings run side by side, one a core.  The last line is JSON: {task: {"dist_lm": [a
+figure a seed], "hf": [...]}}; for WikiText the figure is perplexity, for the others higher is better.
+Figures are kept in OUT/results.json one by one; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ import argparse
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cpu")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import quality_data
 
+from dist_lm import disk
 from dist_lm.worker import prepare_environment
 
 
@@ -60,7 +66,20 @@ PLANS = {
     "translation": Plan("seq2seq", "seq2seq", "bleu", "t5", 48, 32, 800, 2e-3, {}, 200),
     "wikitext": Plan("causal_lm", "tokens", "perplexity", "bpe", 96, 16, 300, 2e-3, {}, 400),
 }
+SYSTEMS = ("dist_lm", "hf")
 VOCABULARY = 6000
+
+
+class Job(NamedTuple):
+    """One training and its figure."""
+
+    name: str
+    seed: int
+    system: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.system} {self.seed}"
 
 
 def prepare_data(name: str, plan: Plan, paths: list[str], folder: Path) -> None:
@@ -82,17 +101,16 @@ def prepare_data(name: str, plan: Plan, paths: list[str], folder: Path) -> None:
     )  # fmt: skip
 
 
-def config_of(plan: Plan, folder: Path, run: Path, seed: int) -> Any:
+def config_of(plan: Plan, folder: Path, run: Path, seed: int, model: dict[str, Any]) -> Any:
     from dist_lm.config import RunConfig
 
-    family = {"seq2seq": {"family": "t5"}, "causal_lm": {"family": "gpt2"}}.get(plan.task, {})
     data: dict[str, Any] = {"train": str(folder / "data" / "train"), "tokenizer": str(folder / "tokenizer")}
     if plan.kind == "tokens":
         data["seq_len"] = plan.seq_len
     return RunConfig.model_validate(
         {
             "task": {"name": plan.task},
-            "model": {"size": "tiny", **family},
+            "model": model,
             "data": data,
             "batch": {"global": plan.rows, "micro": plan.rows},
             "optim": {"lr": plan.learning_rate, "schedule": {"kind": "linear", "warmup_steps": plan.steps // 10}},
@@ -102,18 +120,44 @@ def config_of(plan: Plan, folder: Path, run: Path, seed: int) -> Any:
     )
 
 
-def first_weights(plan: Plan, config: Any, folder: Path, seed: int) -> None:
-    """A new model as a folder, so that both systems begin alike."""
+def first_weights(plan: Plan, folder: Path, seed: int) -> None:
+    """A new model as FOLDER/start-SEED, so that both systems begin alike."""
     from dist_lm.data.manifest import Manifest
     from dist_lm.data.tokenizer import load_tokenizer
     from dist_lm.data.views import view_of
     from dist_lm.tasks.registry import build_task
 
+    family = {"seq2seq": {"family": "t5"}, "causal_lm": {"family": "gpt2"}}.get(plan.task, {})
+    config = config_of(plan, folder, folder / "unused", seed, {"size": "tiny", **family})
     tokenizer = load_tokenizer(config.data.tokenizer)
     view = view_of(Manifest.load(config.data.train), config.data.seq_len)
     model = build_task(config.task, tokenizer, view, seed).build_model(config.model)
     model.config.architectures = [type(model).__name__]
-    model.save_pretrained(folder)
+    model.save_pretrained(folder / f"start-{seed}")
+
+
+def train_dist_lm(plan: Plan, folder: Path, seed: int, out: Path) -> None:
+    from dist_lm.cluster.local import free_port
+    from dist_lm.config_files import LoadedConfig
+    from dist_lm.ranks import Ranks, disconnect
+    from dist_lm.stop import StopFlag
+    from dist_lm.train import train
+
+    os.environ["MASTER_PORT"] = str(free_port())
+    config = config_of(plan, folder, out, seed, {"from": str(folder / f"start-{seed}")})
+    ranks = Ranks.connect()
+    train(LoadedConfig(config, {}), ranks, stop=StopFlag(), launcher="bench")
+    disconnect()
+
+
+def train_hf(plan: Plan, folder: Path, seed: int, out: Path) -> None:
+    import quality_hf
+
+    records = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    quality_hf.train(
+        plan.task, folder / f"start-{seed}", folder / "tokenizer", records, out, seq_len=plan.seq_len,
+        rows=plan.rows, steps=plan.steps, learning_rate=plan.learning_rate, warmup_steps=plan.steps // 10, seed=seed,
+    )  # fmt: skip
 
 
 def judged(plan: Plan, model: Path, folder: Path) -> float:
@@ -123,60 +167,64 @@ def judged(plan: Plan, model: Path, folder: Path) -> float:
 
     stride = plan.options.get("doc_stride")
     options = PredictOptions(32, plan.seq_len, max_new_tokens=plan.max_new_tokens, doc_stride=stride)
-    request = Request(str(model), folder / "test.jsonl", options, plan.task)
+    request = Request(str(model), str(folder / "test.jsonl"), options, plan.task)
     return float(judge_file(request, Slicing(resamples=0))["figures"][plan.metric])
 
 
-def compare(name: str, plan: Plan, folder: Path, seed: int, ranks: Any) -> dict[str, float]:
-    import quality_hf
+def run(job: Job, out: Path) -> tuple[float, float]:
+    """The figure, and the seconds that it took."""
+    began = time.monotonic()
+    prepare_environment()
+    plan, folder = PLANS[job.name], out / job.name
+    model = folder / f"{job.system}-{job.seed}"
+    {"dist_lm": train_dist_lm, "hf": train_hf}[job.system](plan, folder, job.seed, model)
+    return round(judged(plan, model, folder), 4), time.monotonic() - began
 
-    from dist_lm.config_files import LoadedConfig
-    from dist_lm.stop import StopFlag
-    from dist_lm.train import train
 
-    start, run, theirs = (folder / f"{part}-{seed}" for part in ("start", "run", "hf"))
-    config = config_of(plan, folder, run, seed)
-    if not start.exists():
-        first_weights(plan, config, start, seed)
-    config = type(config).model_validate(
-        {**config.model_dump(by_alias=True, mode="json"), "model": {"from": str(start)}}
-    )
-    train(LoadedConfig(config, {}), ranks, stop=StopFlag(), launcher="bench")
-    if not (theirs / "config.json").exists():
-        records = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-        quality_hf.train(
-            plan.task, start, folder / "tokenizer", records, theirs, seq_len=plan.seq_len, rows=plan.rows,
-            steps=plan.steps, learning_rate=plan.learning_rate, warmup_steps=plan.steps // 10, seed=seed,
-        )  # fmt: skip
-    figures = {"dist_lm": judged(plan, run, folder), "hf": judged(plan, theirs, folder)}
-    print(f"{name} seed {seed}: {plan.metric} " + "  ".join(f"{who} {value:.4f}" for who, value in figures.items()))
-    return figures
+def missing(results: dict[str, float], names: list[str], seeds: int) -> Iterator[Job]:
+    for name in names:
+        for seed in range(1, seeds + 1):
+            jobs = (Job(name, seed, system) for system in SYSTEMS)
+            yield from (job for job in jobs if job.key not in results)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and models")
+    parser.add_argument("--out", type=Path, required=True, help="folder for data, runs, models and results.json")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", choices=list(PLANS), help="of the sets given, these")
+    parser.add_argument("--workers", type=int, default=2, help="trainings side by side")
     for name, count in {"sst2": 2, "ner": 2, "qa": 1, "translation": 4, "wikitext": 2}.items():
         parser.add_argument(f"--{name}", nargs=count, metavar="FILE")
     arguments = parser.parse_args()
     prepare_environment()
-    from dist_lm.cluster.local import free_port
-    from dist_lm.ranks import Ranks, disconnect
-
-    os.environ["MASTER_PORT"] = str(free_port())
-    results: dict[str, dict[str, list[float]]] = {}
-    chosen = {name: plan for name, plan in PLANS.items() if getattr(arguments, name)}
-    for name, plan in chosen.items():
-        prepare_data(name, plan, getattr(arguments, name), arguments.out / name)
-    ranks = Ranks.connect()
-    for name, plan in chosen.items():
-        results[name] = {"dist_lm": [], "hf": []}
-        for seed in range(1, arguments.seeds + 1):
-            for who, value in compare(name, plan, arguments.out / name, seed, ranks).items():
-                results[name][who].append(round(value, 4))
-    disconnect()
-    print(json.dumps(results))
+    kept = arguments.out / "results.json"
+    results: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    names = [name for name in arguments.tasks or PLANS if getattr(arguments, name)]
+    jobs = list(missing(results, names, arguments.seeds))
+    for name in {job.name: None for job in jobs}:
+        prepare_data(name, PLANS[name], getattr(arguments, name), arguments.out / name)
+        for seed in {job.seed for job in jobs if job.name == name}:
+            first_weights(PLANS[name], arguments.out / name, seed)
+    # A fresh process each: neither system finds a generator or a thread of the other.
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        running = {pool.submit(run, job, arguments.out): job for job in jobs}
+        for done in as_completed(running):
+            job, (figure, seconds) = running[done], done.result()
+            results[job.key] = figure
+            disk.write_bytes(kept, json.dumps(results, indent=1).encode())
+            print(f"{job.key}: {PLANS[job.name].metric} {figure:.4f}  ({seconds:.0f} s)", flush=True)
+    print(
+        json.dumps(
+            {
+                name: {
+                    system: [results[Job(name, seed, system).key] for seed in range(1, arguments.seeds + 1)]
+                    for system in SYSTEMS
+                }
+                for name in names
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

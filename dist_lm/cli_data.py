@@ -97,7 +97,7 @@ def tokenizer_train(
     from dist_lm.data.sources.inputs import read_texts
     from dist_lm.data.tokenizer import train_tokenizer
 
-    texts = read_texts(inputs, _read_settings(file_format, field, documents, None), max_bad=max_bad)
+    texts = read_texts(inputs, read_settings(file_format, field, documents, None), max_bad=max_bad)
     trained = train_tokenizer(texts, kind=kind, vocab_size=vocab_size, out=out, max_bytes=int(max_mb * 1e6) or None)
     print(f"{out}: {trained.vocab_size} tokens, sha256 {trained.sha256[:12]}")
 
@@ -146,7 +146,7 @@ def data_prepare(
         kind=kind,
         seq_len=seq_len,
         heldout_fraction=heldout,
-        settings=_read_settings(file_format, field, documents, columns),
+        settings=read_settings(file_format, field, documents, columns),
         kind_options={name: _json_value(value) for name, value in _pairs(option, "--option").items()},
         filters={name: _number(value, name) for name, value in _pairs(filters, "--filter").items()},
         min_tokens=min_tokens,
@@ -178,7 +178,7 @@ def data_records(
     """
     from dist_lm.data.convert import convert_records
 
-    count, bad = convert_records(inputs, _read_settings(file_format, field, documents, columns), out, max_bad=max_bad)
+    count, bad = convert_records(inputs, read_settings(file_format, field, documents, columns), out, max_bad=max_bad)
     print(f"{out}: {count} records" + (f", {bad} bad ones left out" if bad else ""))
 
 
@@ -264,8 +264,10 @@ def counter() -> Callable[[str, int, int | None], None]:
     return tell
 
 
-def _read_settings(file_format: str | None, field: list[str] | None, documents: str, columns: str | None) -> Any:
+def read_settings(file_format: str | None, field: list[str] | None, documents: str, columns: str | None) -> Any:
+    """ReadSettings of the command line."""
     from dist_lm.data.sources.format import ReadSettings
+    from dist_lm.data.sources.registry import check_settings
 
     settings: dict[str, Any] = {"format": file_format, "fields": _pairs(field, "--field"), "text_documents": documents}
     if columns is not None:
@@ -273,7 +275,9 @@ def _read_settings(file_format: str | None, field: list[str] | None, documents: 
             settings["tokens_column"], settings["tags_column"] = map(int, columns.split(","))
         except ValueError:
             raise ConfigError(f"`{columns}` are no two columns", where="--columns", do="Write 0,-1.") from None
-    return ReadSettings(**settings)
+    found = ReadSettings(**settings)
+    check_settings(found)
+    return found
 
 
 def _pairs(given: list[str] | None, flag: str) -> dict[str, str]:

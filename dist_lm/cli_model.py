@@ -12,12 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+from dist_lm.cli_data import ColumnsOption, DocumentsOption, FormatOption, read_settings
 from dist_lm.errors import ConfigError
 
 app = typer.Typer()
 
 From = Annotated[str, typer.Option("--from", help="RUN, RUN@best, RUN@1000, or a Hugging Face folder.")]
-Records = Annotated[Path, typer.Option("--in", help=".jsonl file, a record a line.")]
+Records = Annotated[str, typer.Option("--in", help="What `data prepare` reads: .jsonl, .csv, a URL, ...")]
 TaskOption = Annotated[str | None, typer.Option("--task", help="Refuse a model of another task.")]
 FieldOption = Annotated[
     list[str] | None, typer.Option("--field", help="OURS=THEIRS, such as text=review.  Repeatable.")
@@ -76,6 +77,9 @@ def predict(
     field: FieldOption = None,
     max_bad: MaxBad = 0,
     ranks: RanksOption = 1,
+    file_format: FormatOption = None,
+    documents: DocumentsOption = "line",
+    columns: ColumnsOption = None,
     batch: BatchRows = 16,
     seq_len: SeqLen = None,
     top_k: Annotated[int, typer.Option(help="Guesses for a mask.")] = 5,
@@ -83,6 +87,9 @@ def predict(
     max_new_tokens: MaxNewTokens = 64,
     n_best: Annotated[int, typer.Option(help="Answers to a question.")] = 5,
     null_threshold: NullThreshold = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Attributions of labels and entities, and a page of them beside OUT.")
+    ] = False,
     prediction_field: Annotated[str, typer.Option(help="Field that the prediction goes into.")] = "prediction",
 ) -> None:
     """Labels, entities, answers, translations, guesses or continuations for every record.
@@ -90,11 +97,19 @@ def predict(
     dist-lm predict --from runs/sst2 --in reviews.jsonl --out labelled.jsonl
 
     dist-lm predict --from model --in german.jsonl --out english.jsonl --beams 4 --ranks 2
+
+    dist-lm predict --from runs/ner --in texts.csv --out entities.jsonl --explain
     """
-    options = {"top_k": top_k, "n_best": n_best, "beams": beams, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {
+        "explain": explain,
+        "top_k": top_k,
+        "n_best": n_best,
+        "beams": beams,
+        "max_new_tokens": max_new_tokens,
+    }
     request = _request(
-        model, records, task, field, max_bad, ranks,
-        batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, **options,
+        model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),
+        batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain, **options,
     )  # fmt: skip
     from dist_lm.predict import predict_file
 
@@ -110,6 +125,9 @@ def evaluate(
     field: FieldOption = None,
     max_bad: MaxBad = 0,
     ranks: RanksOption = 1,
+    file_format: FormatOption = None,
+    documents: DocumentsOption = "line",
+    columns: ColumnsOption = None,
     batch: BatchRows = 16,
     seq_len: SeqLen = None,
     beams: Beams = 1,
@@ -128,7 +146,7 @@ def evaluate(
     dist-lm eval --from gpt2-folder --task causal_lm --in texts.jsonl
     """
     request = _request(
-        model, records, task, field, max_bad, ranks,
+        model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),
         batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, beams=beams,
         max_new_tokens=max_new_tokens, bleu_tokenize=bleu_tokenize,
     )  # fmt: skip
@@ -143,11 +161,12 @@ def evaluate(
 
 def _request(
     model: str,
-    records: Path,
+    records: str,
     task: str | None,
     renamed: list[str] | None,
     max_bad: int,
     ranks: int,
+    reading: Any,
     **options: Any,
 ) -> Any:
     from dist_lm.worker import prepare_environment
@@ -159,7 +178,7 @@ def _request(
     for name, value in {"--ranks": ranks, "--batch": options["batch_rows"], "--beams": options["beams"]}.items():
         if value < 1:
             raise ConfigError(f"{name} {value} is too small", do="Write 1 or more.")
-    return Request(model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks)
+    return Request(model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks, reading)
 
 
 def _names(renamed: list[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """How good a trained model is on records that say what is expected.
 
-Enters: a trained model, a .jsonl file.  Leaves: figures with confidence intervals, of all records and
+Enters: a trained model, records of any input.  Leaves: figures with confidence intervals, of all records and
 of slices.  Promises: figures do not depend on the number of processes; counts are gathered, never
 logits; a label that the model does not know is an error with its record number, within the budget.
 """
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from dist_lm.data.record_lines import Line, count_lines
+from dist_lm.data.input_records import InputRecord, count_input
+from dist_lm.data.location import redact
 from dist_lm.errors import ConfigError, DataError
-from dist_lm.predict import Request, Share, chunks, divide, in_processes, open_predictor, refuse_bad, usable
+from dist_lm.predict import Bad, Request, Share, chunks, divide, in_processes, open_predictor, refuse_bad, usable
 from dist_lm.predictors.generation import ContinuationPredictor
 from dist_lm.scores.base import Counts, MetricSet, as_rows
 from dist_lm.scores.resampling import summary
@@ -43,7 +44,7 @@ class _Judged:
 
     rows: csr_array
     slices: list[tuple[str, ...]]
-    bad: list[tuple[int, str]]
+    bad: list[Bad]
     metrics: MetricSet
 
 
@@ -52,18 +53,18 @@ def judge_file(request: Request, slicing: Slicing) -> dict[str, Any]:
 
     Raises DataError and ConfigError as predict does.
     """
-    shares = divide(count_lines(request.records), request.ranks)
+    shares = divide(count_input(request.records, request.reading), request.ranks)
     judged: list[_Judged] = list(in_processes(partial(_judge_share, request, slicing), shares, request.ranks))
     bad = [found for own in judged for found in own.bad]
     refuse_bad(request, bad)
     rows = vstack([own.rows for own in judged], format="csr")
     if not rows.shape[0]:
-        raise DataError("no record could be used", where=str(request.records), do="Look at the records.")
+        raise DataError("no record could be used", where=redact(request.records), do="Look at the records.")
     metrics = judged[0].metrics
     draws = {"resamples": slicing.resamples, "seed": slicing.seed}
     report: dict[str, Any] = {
         "model": request.model,
-        "input": str(request.records),
+        "input": redact(request.records),
         **summary(metrics, rows, **draws),
         "signature": metrics.signature,
         "bad_records": len(bad),
@@ -91,11 +92,11 @@ def _judge_share(request: Request, slicing: Slicing, share: Share) -> _Judged:
     metrics = predictor.metric_set()
     counts: list[Counts] = []
     slices: list[tuple[str, ...]] = []
-    all_bad: list[tuple[int, str]] = []
+    all_bad: list[Bad] = []
     # A text itself is what a language model should have foreseen: nothing is written to judge it.
     foresees = isinstance(predictor, ContinuationPredictor)
 
-    def clean(line: Line) -> tuple[Any, Any]:
+    def clean(line: InputRecord) -> tuple[Any, Any]:
         fields = request.fields_of(line)
         expected = predictor.expected(fields)
         return expected if foresees else predictor.clean(fields), expected

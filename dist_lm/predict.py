@@ -1,9 +1,9 @@
 """Predictions for the records of a file, by one process or several.
 
-Enters: a trained model, a .jsonl file.  Leaves: another one, each line of the input with the field
-`prediction`.  Promises: lines stay in order; the output is there in full or not at all, and does not
-depend on the number of processes; a record that cannot be used keeps its line, with the reason in
-`error`, as long as the budget allows.
+Enters: a trained model, records of any input.  Leaves: a .jsonl file, each record with the field
+`prediction`; a page of attributions where they are asked for.  Promises: records stay in order; the
+output is there in full or not at all, and does not depend on the number of processes; a record that
+cannot be used keeps its line, with the reason in `error`, as long as the budget allows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from typing import Any
 import torch
 
 from dist_lm import disk
+from dist_lm.data.input_records import InputRecord, count_input, read_input
 from dist_lm.data.kinds.base import Unusable
 from dist_lm.data.process_pool import available_cores, ordered_map
-from dist_lm.data.record_lines import Line, count_lines, read_lines
+from dist_lm.data.sources.format import ReadSettings
 from dist_lm.errors import ConfigError, DataError
+from dist_lm.predictors.attribution_page import page as attribution_page
 from dist_lm.predictors.base import PredictOptions, Predictor
 from dist_lm.predictors.registry import predictor_for
 from dist_lm.trained import open_trained
@@ -33,6 +35,8 @@ from dist_lm.worker import prepare_environment
 _BATCHES_AHEAD = 32
 """Batches whose records are sorted by length together."""
 _EXAMPLES_SHOWN = 3
+Bad = tuple[str, str]
+"""Where a record is that cannot be used, and why it cannot."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Request:
 
     model: str
     """RUN, RUN@best, RUN@1000 or a Hugging Face folder."""
-    records: Path
+    records: str
+    """A file, folder, pattern or URL."""
     options: PredictOptions = field(default_factory=PredictOptions)
     task: str | None = None
     """None: the one that the model's head is for."""
@@ -51,15 +56,17 @@ class Request:
     """Records that may be unusable."""
     ranks: int = 1
     """Processes that share the records."""
+    reading: ReadSettings = field(default_factory=lambda: ReadSettings(text_documents="line"))
+    """How the input is read."""
 
-    def fields_of(self, line: Line) -> dict[str, Any]:
+    def fields_of(self, line: InputRecord) -> dict[str, Any]:
         """The fields of a record by our names."""
         return {**line.fields, **{ours: line.fields.get(theirs) for ours, theirs in self.renamed.items()}}
 
 
 @dataclass(frozen=True)
 class Share:
-    """One process's part of the records: [begin, end) of the lines that are not blank."""
+    """One process's part of the records: [begin, end)."""
 
     number: int
     begin: int
@@ -72,9 +79,11 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
     Raises DataError where the input is empty or holds more bad records than allowed, ConfigError where
     `out` exists or the model is of another task.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already", where="--out", do="Choose a new file, or remove this one.")
-    shares = divide(count_lines(request.records), request.ranks)
+    page = page_of(out) if request.options.explain else None
+    for new in filter(None, (out, page)):
+        if new.exists():
+            raise ConfigError(f"{new} exists already", where="--out", do="Choose a new file, or remove this one.")
+    shares = divide(count_input(request.records, request.reading), request.ranks)
     with disk.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         parts = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
@@ -86,9 +95,24 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
             for share in shares:
                 with _part(parts, share).open("rb") as part:
                     shutil.copyfileobj(part, file)
+        if page is not None:
+            disk.write_bytes(page, _page(request, out, prediction_field, shares[-1].end).encode())
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     return shares[-1].end, len(bad)
+
+
+def page_of(out: Path) -> Path:
+    """The page of attributions beside a file of predictions."""
+    return out.with_suffix(".html")
+
+
+def _page(request: Request, out: Path, prediction_field: str, count: int) -> str:
+    with out.open(encoding="utf-8") as file:
+        written = (InputRecord("", json.loads(line)) for line in file)
+        return attribution_page(
+            ((request.fields_of(line), line.fields[prediction_field]) for line in written), num_records=count
+        )
 
 
 def divide(count: int, ranks: int) -> list[Share]:
@@ -103,13 +127,13 @@ def in_processes(work: Callable[[Share], Any], shares: Sequence[Share], ranks: i
     yield from ordered_map(work, shares, workers=min(ranks, len(shares)), doing="predicting")
 
 
-def refuse_bad(request: Request, bad: Sequence[tuple[int, str]]) -> None:
+def refuse_bad(request: Request, bad: Sequence[Bad]) -> None:
     """DataError where more records cannot be used than allowed."""
     if len(bad) > request.max_bad:
         raise DataError(
             f"{len(bad)} bad record{'s' if len(bad) > 1 else ''}, and {request.max_bad} are allowed",
-            where=f"{request.records}:{bad[0][0]}",
-            why="\n".join(f"{request.records}:{number}: {why}" for number, why in bad[:_EXAMPLES_SHOWN]),
+            where=bad[0][0],
+            why="\n".join(f"{where}: {why}" for where, why in bad[:_EXAMPLES_SHOWN]),
             do=f"Correct the records, or allow more: --max-bad {max(10, 2 * len(bad))} counts and marks them.",
         )
 
@@ -125,24 +149,24 @@ def open_predictor(request: Request, share: Share) -> Predictor:
     return predictor_for(open_trained(request.model), request.task, request.options, device)
 
 
-def chunks(request: Request, share: Share) -> Iterator[list[Line]]:
+def chunks(request: Request, share: Share) -> Iterator[list[InputRecord]]:
     """The share's lines, as many at a time as are sorted together."""
-    lines = read_lines(request.records, share.begin, share.end)
+    lines = read_input(request.records, request.reading, share.begin, share.end)
     while chunk := list(islice(lines, request.options.batch_rows * _BATCHES_AHEAD)):
         yield chunk
 
 
-def usable(lines: Sequence[Line], clean: Callable[[Line], Any]) -> tuple[dict[int, Any], list[tuple[int, str]]]:
-    """What `clean` makes of the lines, by their place; and the number and reason of those it refuses."""
+def usable(lines: Sequence[InputRecord], clean: Callable[[InputRecord], Any]) -> tuple[dict[int, Any], list[Bad]]:
+    """What `clean` makes of the lines, by their place; and the place and reason of those it refuses."""
     cleaned: dict[int, Any] = {}
-    bad: list[tuple[int, str]] = []
+    bad: list[Bad] = []
     for place, line in enumerate(lines):
         try:
             if line.problem:
                 raise Unusable(line.problem)
             cleaned[place] = clean(line)
         except Unusable as error:
-            bad.append((line.number, str(error)))
+            bad.append((line.where, str(error)))
     return cleaned, bad
 
 
@@ -150,12 +174,12 @@ def _part(parts: Path, share: Share) -> Path:
     return parts / f"{share.number:05d}.jsonl"
 
 
-def _write_share(request: Request, parts: Path, prediction_field: str, share: Share) -> list[tuple[int, str]]:
+def _write_share(request: Request, parts: Path, prediction_field: str, share: Share) -> list[Bad]:
     """Predict one share into its part file; returns its bad records."""
     predictor = open_predictor(request, share)
-    all_bad: list[tuple[int, str]] = []
+    all_bad: list[Bad] = []
 
-    def clean(line: Line) -> Any:
+    def clean(line: InputRecord) -> Any:
         if prediction_field in line.fields:
             raise Unusable(f"there is a field '{prediction_field}' already (--prediction-field names another)")
         return predictor.clean(request.fields_of(line))
@@ -168,10 +192,13 @@ def _write_share(request: Request, parts: Path, prediction_field: str, share: Sh
                 # The output is lost already; what is bad is told as far as it is known.
                 return all_bad
             predictions = dict(zip(cleaned, predictor.predict(list(cleaned.values())), strict=True))
+            if request.options.explain:
+                for place, given in cleaned.items():
+                    predictions[place]["explanations"] = predictor.explain(given, predictions[place])
             reasons = dict(bad)
             for place, line in enumerate(lines):
                 said: dict[str, Any] = {prediction_field: predictions.get(place)}
-                if line.number in reasons:
-                    said["error"] = reasons[line.number]
-                file.write(json.dumps({**line.fields, **said}, ensure_ascii=False) + "\n")
+                if line.where in reasons:
+                    said["error"] = reasons[line.where]
+                file.write(json.dumps({**line.fields, **said}, ensure_ascii=False, default=str) + "\n")
     return all_bad

@@ -45,11 +45,12 @@ SEAMS = {
     },
     "deepspeed": {"engine.py", "deepspeed_config.py"},
     "webdataset": {"data/shards.py"},
+    "captum": {"predictors/attributions.py"},
 }
 LIGHT = [
     "cli.py",
     "cli_model.py",
-    "data/record_lines.py",
+    "data/input_records.py",
     "cli_cluster.py",
     "cluster/manifests.py",
     "cluster/ray_launcher.py",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from dist_lm.data.kinds.base import Fields
 from dist_lm.data.ragged import padded
 from dist_lm.errors import ConfigError
+from dist_lm.predictors.attributions import Attributor
 from dist_lm.scores.base import Counts, MetricSet
 from dist_lm.trained import Trained
 
@@ -53,6 +55,8 @@ class PredictOptions:
     question has one."""
     bleu_tokenize: str = "13a"
     """sacreBLEU's tokenizer."""
+    explain: bool = False
+    """Say with each prediction which parts of the text it rests on."""
 
 
 class Predictor(ABC):
@@ -83,6 +87,14 @@ class Predictor(ABC):
     def predict(self, cleaned: Sequence[Any]) -> list[Prediction]:
         """A prediction for each record."""
 
+    def explain(self, cleaned: Any, prediction: Prediction) -> list[dict[str, Any]]:
+        """Attributions of what was predicted for one record.  ConfigError for a task that has none."""
+        raise ConfigError(
+            f"predictions of {self.trained.task} are not explained",
+            where="--explain",
+            do="It is for classification and token_classification.",
+        )
+
     @abstractmethod
     def expected(self, fields: Fields) -> Any:
         """What the record says should be predicted.  Raises Unusable."""
@@ -104,6 +116,10 @@ class Predictor(ABC):
         for name, values in more.items():
             tensors[name] = torch.from_numpy(padded(values, width, 0, "int64")[0])
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    @cached_property
+    def attributor(self) -> Attributor:
+        return Attributor(self.model, self.tokenizer.pad_id, rows=self.options.batch_rows)
 
     def in_batches(
         self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[list[Item]], Sequence[Result]]

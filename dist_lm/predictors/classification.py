@@ -7,6 +7,7 @@ Enters: `text`, and `text_pair` where the model was trained on pairs.  Leaves: `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from dist_lm.data.kinds import fields as checked
 from dist_lm.data.kinds.base import Fields, Unusable
 from dist_lm.data.kinds.classification import cut_longer_first
+from dist_lm.predictors.attributions import Part
 from dist_lm.predictors.base import Prediction, Predictor
 from dist_lm.scores.base import Counts, MetricSet
 from dist_lm.tasks.base import encoder_arguments
@@ -46,12 +48,41 @@ class ClassificationPredictor(Predictor):
     def _row(self, text: str, pair: str | None) -> tuple[list[int], list[int]]:
         """Token numbers and segment ids."""
         frame = self.tokenizer.frame(pair=pair is not None)
-        room = self.seq_len - frame.size
-        first, second = self.tokenizer.encode_batch([text, pair or ""])
-        first, second = cut_longer_first(first, second, room) if pair is not None else (first[:room], [])
+        first, second = self._cut(text, pair)
         head = [*frame.prefix, *first, *frame.middle]
         tail = [*second, *frame.suffix]
         return head + tail, [0] * len(head) + [int(pair is not None)] * len(tail)
+
+    def _cut(self, text: str, pair: str | None) -> tuple[list[int], list[int]]:
+        """Token numbers of the texts, as many as there is room for."""
+        room = self.seq_len - self.tokenizer.frame(pair=pair is not None).size
+        first, second = self.tokenizer.encode_batch([text, pair or ""])
+        return cut_longer_first(first, second, room) if pair is not None else (first[:room], [])
+
+    def explain(self, cleaned: tuple[str, str | None], prediction: Prediction) -> list[dict[str, Any]]:
+        """One explanation of the label, of each label that holds, or of the value."""
+        text, pair = cleaned
+        ids, kinds = self._row(text, pair)
+        parts, place = [], len(self.tokenizer.frame(pair=pair is not None).prefix)
+        encodings = self.tokenizer.encodings([text, pair or ""])
+        lengths = [len(part) for part in self._cut(text, pair)]
+        for name, source, encoding, length in zip(
+            ("text", "text_pair"), (text, pair or ""), encodings, lengths, strict=True
+        ):
+            for begin, end in encoding.offsets[:length]:
+                parts.append(Part(name, begin, end, source[begin:end], [place]))
+                place += 1
+            place += len(self.tokenizer.frame(pair=True).middle)
+        inputs = encoder_arguments(self.model, self.batch([ids], token_type_ids=[kinds]))
+        told = {part.tokens[0] for part in parts}
+        is_text = [place in told for place in range(len(ids))]
+        chosen = ["value"] if self.problem == NUMBER else prediction.get("labels", [prediction.get("label")])
+        explanations = []
+        for target in chosen:
+            number = 0 if self.problem == NUMBER else self.labels.index(target)
+            found = self.attributor.of(inputs, is_text, partial(_logit, number))
+            explanations.append(found.told(target, parts))
+        return explanations
 
     def _forward(self, rows: list[tuple[list[int], list[int]]]) -> list[Prediction]:
         inputs = self.batch([ids for ids, _ in rows], token_type_ids=[kinds for _, kinds in rows])
@@ -94,3 +125,7 @@ class ClassificationPredictor(Predictor):
         if self.problem == MANY:
             return metrics.counts([self._number_of(label) for label in prediction["labels"]], expected)
         return metrics.counts(self._number_of(prediction["label"]), expected)
+
+
+def _logit(number: int, logits_BC: torch.Tensor) -> torch.Tensor:
+    return logits_BC[:, number]

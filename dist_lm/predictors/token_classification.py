@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from dist_lm.data.kinds import fields as checked
 from dist_lm.data.kinds.base import Fields, Unusable
 from dist_lm.data.kinds.token_classification import WordWindow, clean_tags, clean_words, word_windows
+from dist_lm.predictors.attributions import Part
 from dist_lm.predictors.base import Prediction, Predictor
 from dist_lm.scores.base import Counts, MetricSet
 from dist_lm.scores.entities import Entities, entity_types
@@ -30,6 +32,8 @@ class Words(NamedTuple):
     text: str
     words: list[str]
     spans: list[tuple[int, int]]
+    is_text: bool = False
+    """The record had a text, not words."""
 
 
 class TokenClassificationPredictor(Predictor):
@@ -43,7 +47,7 @@ class TokenClassificationPredictor(Predictor):
         if fields.get("tokens") is None:
             text = checked.text(fields, "text")
             spans = [match.span() for match in _WORD.finditer(text)]
-            return Words(text, [text[begin:end] for begin, end in spans], spans)
+            return Words(text, [text[begin:end] for begin, end in spans], spans, is_text=True)
         words = clean_words(fields)
         spans, begin = [], 0
         for word in words:
@@ -79,6 +83,36 @@ class TokenClassificationPredictor(Predictor):
             for row, (_, window) in enumerate(items)
         ]
 
+    def explain(self, cleaned: Words, prediction: Prediction) -> list[dict[str, Any]]:
+        """One explanation of each entity: of the sum of its words' logits, in the window that it begins in."""
+        explanations = []
+        field = "text" if cleaned.is_text else "tokens"
+        for name, first, last in lenient_spans(prediction["tags"]) if entity_types(self.tags) else []:
+            window = next(
+                window
+                for window in word_windows(cleaned.words, self.tokenizer, self.seq_len)
+                if window.first_word <= first < window.first_word + window.num_words
+            )
+            places = word_places(window, len(self.tokenizer.frame().suffix))
+            parts = [
+                Part(field, *cleaned.spans[word], cleaned.words[word], places[word - window.first_word])
+                for word in range(window.first_word, window.first_word + window.num_words)
+            ]
+            judged = [
+                (places[word - window.first_word][0], self.tags.index(prediction["tags"][word]))
+                for word in range(first, min(last + 1, window.first_word + window.num_words))
+            ]
+            told = {place for part in parts for place in part.tokens}
+            inputs = self.batch([window.ids], token_type_ids=[[0] * len(window.ids)])
+            found = self.attributor.of(
+                encoder_arguments(self.model, inputs),
+                [place in told for place in range(len(window.ids))],
+                partial(_sum_of_logits, judged),
+            )
+            start, end = cleaned.spans[first][0], cleaned.spans[last][1]
+            explanations.append(found.told(f"{name}: {cleaned.text[start:end]}", parts))
+        return explanations
+
     def _prediction(self, record: Words, guess: list[tuple[str, float]]) -> Prediction:
         tags = [tag for tag, _ in guess]
         prediction: Prediction = {"tags": tags}
@@ -109,6 +143,13 @@ class TokenClassificationPredictor(Predictor):
         return metrics.counts(prediction["tags"], expected)
 
 
+def word_places(window: WordWindow, suffix: int) -> list[list[int]]:
+    """Places of each word's tokens; `suffix` special tokens end the window."""
+    begins = [place for place, starts in enumerate(window.word_start) if starts]
+    ends = [*begins[1:], len(window.ids) - suffix]
+    return [list(range(begin, end)) for begin, end in zip(begins, ends, strict=True)]
+
+
 def lenient_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """Type, first and last word of each entity; a reader wants those too that lack their B-."""
     spans: list[tuple[str, int, int]] = []
@@ -121,3 +162,8 @@ def lenient_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
             spans.append((tag[2:], place, place))
         before = tag
     return spans
+
+
+def _sum_of_logits(judged: Sequence[tuple[int, int]], logits_BTC: torch.Tensor) -> torch.Tensor:
+    """`judged`: place and tag of each word."""
+    return torch.stack([logits_BTC[:, place, tag] for place, tag in judged]).sum(dim=0)

@@ -74,7 +74,7 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [record_of(case, number, text) for number, text in enumerate(texts)]
         for split, part in (("train", records[:96]), ("heldout", records[96:])):
             write_dataset(root / case / split, kind, part, tokenizer, seq_len=64, **options)
-        write_records(root / case / "heldout.jsonl", records[96:])
+        write_records(str(root / case / "heldout.jsonl"), records[96:])
         if model:
             no_dropout: dict[str, Any] = {"dropout_rate": 0.0}
             if model == "GPT2LMHeadModel":
@@ -158,7 +158,7 @@ def test_an_export_predicts_what_the_run_predicts(root: Path, case: str, tmp_pat
     assert done.largest_logit_difference == 0.0
     options = PredictOptions(max_new_tokens=8)
     for name, model in (("run", str(run)), ("folder", str(tmp_path / "model"))):
-        predict_file(Request(model, root / case / "heldout.jsonl", options), tmp_path / f"{name}.jsonl")
+        predict_file(Request(model, str(root / case / "heldout.jsonl"), options), tmp_path / f"{name}.jsonl")
     lines = (tmp_path / "run.jsonl").read_text()
     assert lines == (tmp_path / "folder.jsonl").read_text()
     assert len(read_records(tmp_path / "run.jsonl")) == 24
@@ -176,7 +176,7 @@ def test_an_export_predicts_what_the_run_predicts(root: Path, case: str, tmp_pat
 )
 def test_eval_of_records_finds_the_figures_of_the_held_out_rows(root: Path, case: str, names: list[str]) -> None:
     heldout = read_metrics(root / f"{case}-2" / "metrics.jsonl", "eval")[-1]
-    report = judge_file(Request(str(root / f"{case}-2"), root / case / "heldout.jsonl"), Slicing(resamples=0))
+    report = judge_file(Request(str(root / f"{case}-2"), str(root / case / "heldout.jsonl")), Slicing(resamples=0))
     for name in names:
         assert report["figures"][name] == pytest.approx(heldout[name], abs=1e-3), name
 
@@ -184,14 +184,14 @@ def test_eval_of_records_finds_the_figures_of_the_held_out_rows(root: Path, case
 def test_eval_of_generated_text_and_of_answers(root: Path) -> None:
     options = PredictOptions(max_new_tokens=8)
     for case, names in (("translation", {"bleu", "chrf", "rouge_l"}), ("answers", {"exact_match", "f1"})):
-        request = Request(str(root / f"{case}-2"), root / case / "heldout.jsonl", options)
+        request = Request(str(root / f"{case}-2"), str(root / case / "heldout.jsonl"), options)
         assert names <= judge_file(request, Slicing(resamples=10))["figures"].keys()
 
 
 def test_answers_foreseen_in_rows_and_in_records_are_the_same(root: Path) -> None:
     heldout = read_metrics(root / "chat-2" / "metrics.jsonl", "eval")[-1]
     # Dialogues whose answer lies behind the end of a row are lost to both, and counted by both.
-    request = Request(str(root / "chat-2"), root / "chat" / "heldout.jsonl", max_bad=10)
+    request = Request(str(root / "chat-2"), str(root / "chat" / "heldout.jsonl"), max_bad=10)
     report = judge_file(request, Slicing(resamples=0))
     assert 0 < report["bad_records"] < 10
     assert report["figures"]["loss"] == pytest.approx(heldout["answer_loss"], rel=1e-4)

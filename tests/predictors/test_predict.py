@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
@@ -39,7 +43,7 @@ def models(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def predictions(folder: Path, records: list[dict[str, Any]], tmp_path: Path, **options: Any) -> list[Any]:
     source = write_records(tmp_path / "in.jsonl", records)
     out = tmp_path / "out.jsonl"
-    predict_file(Request(str(folder), source, PredictOptions(**{"batch_rows": 2, **options})), out)
+    predict_file(Request(str(folder), str(source), PredictOptions(**{"batch_rows": 2, **options})), out)
     written = read_records(out)
     assert [{k: v for k, v in line.items() if k != "prediction"} for line in written] == records
     return [line["prediction"] for line in written]
@@ -182,17 +186,40 @@ def test_bad_records_are_named_and_kept_within_the_budget(models: Any, tmp_path:
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "fine"}\n\n{"txt": "no"}\nnot json\n{"text": "fine", "prediction": 1}\n')
     with pytest.raises(DataError) as refused:
-        predict_file(Request(str(folder), source), tmp_path / "out.jsonl")
+        predict_file(Request(str(folder), str(source)), tmp_path / "out.jsonl")
     assert "3 bad records, and 0 are allowed" in str(refused.value)
     assert f"{source}:3: no field 'text' (there are: txt)" in str(refused.value)
     assert f"{source}:4: not JSON" in str(refused.value)
     assert list(tmp_path.iterdir()) == [source]
-    assert predict_file(Request(str(folder), source, max_bad=3), tmp_path / "out.jsonl") == (4, 3)
+    assert predict_file(Request(str(folder), str(source), max_bad=3), tmp_path / "out.jsonl") == (4, 3)
     written = read_records(tmp_path / "out.jsonl")
     assert [line["prediction"] is None for line in written] == [False, True, True, True]
     assert "no field 'text'" in written[1]["error"]
     with pytest.raises(ConfigError, match="exists already"):
-        predict_file(Request(str(folder), source, max_bad=3), tmp_path / "out.jsonl")
+        predict_file(Request(str(folder), str(source), max_bad=3), tmp_path / "out.jsonl")
+
+
+def test_records_come_from_whatever_preparation_reads(models: Any, tmp_path: Path) -> None:
+    folder = models("BertForSequenceClassification")
+    records = [{"text": text, "label": "pos"} for text in TEXTS]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((lines + "[1]\n").encode()))
+    (tmp_path / "in.csv").write_text("text,label\n" + "".join(f"{text},pos\n" for text in TEXTS))
+    pa.parquet.write_table(pa.Table.from_pylist(records), tmp_path / "in.parquet")
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS))
+    sources = {"in.jsonl.gz": 1, "in.csv": 0, "in.parquet": 0, "in.txt": 0}
+    said, figures = [], []
+    for name, bad in sources.items():
+        request = Request(str(folder), str(tmp_path / name), max_bad=bad)
+        out = tmp_path / f"{name}.out"
+        assert predict_file(request, out) == (len(TEXTS) + bad, bad)
+        said.append([line["prediction"] for line in read_records(out)][: len(TEXTS)])
+        if name != "in.txt":
+            figures.append(judge_file(request, Slicing(resamples=0))["figures"])
+    assert said[0] == said[1] == said[2] == said[3]
+    assert figures[0] == figures[1] == figures[2]
+    with pytest.raises(DataError, match=r"in\.jsonl\.gz:6: a JSON object was expected, not list"):
+        predict_file(Request(str(folder), str(tmp_path / "in.jsonl.gz")), tmp_path / "out.jsonl")
 
 
 def test_an_empty_file_and_a_model_of_another_task_are_refused(models: Any, tmp_path: Path) -> None:
@@ -200,7 +227,7 @@ def test_an_empty_file_and_a_model_of_another_task_are_refused(models: Any, tmp_
     empty = tmp_path / "in.jsonl"
     empty.write_text("\n")
     with pytest.raises(DataError, match="holds no records"):
-        predict_file(Request(str(folder), empty), tmp_path / "out.jsonl")
+        predict_file(Request(str(folder), str(empty)), tmp_path / "out.jsonl")
     with pytest.raises(ConfigError, match="a model for classification, not for question_answering"):
         predictor_for(open_trained(str(folder)), "question_answering", PredictOptions(), CPU)
     with pytest.raises(ConfigError, match="task `ner` is unknown"):
@@ -240,7 +267,7 @@ def judged(
     folder: Path, records: list[dict[str, Any]], tmp_path: Path, slicing: Slicing | None = None, **more: Any
 ) -> Any:
     source = write_records(tmp_path / "judged.jsonl", records)
-    return judge_file(Request(str(folder), source, **more), slicing or Slicing(resamples=0))
+    return judge_file(Request(str(folder), str(source), **more), slicing or Slicing(resamples=0))
 
 
 def test_eval_figures_slices_and_intervals(models: Any, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from dist_lm.data.preparation.job import Job
 from dist_lm.data.preparation.runners import run_tasks
 from dist_lm.data.process_pool import Progress, available_cores
 from dist_lm.data.sources.files import SourceFile, content_key
-from dist_lm.data.sources.format import TEXT_DOCUMENTS, ReadSettings
+from dist_lm.data.sources.format import ReadSettings
 from dist_lm.data.sources.inputs import format_of
-from dist_lm.data.sources.registry import format_named
+from dist_lm.data.sources.registry import check_settings
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.errors import ConfigError, DataError
 
@@ -85,14 +85,7 @@ def check_options(options: PrepareOptions) -> None:
     """ConfigError for what no data can satisfy."""
     kind_named(options.kind)
     check_filters(options.filters)
-    if options.settings.format is not None:
-        format_named(options.settings.format)
-    if options.settings.text_documents not in TEXT_DOCUMENTS:
-        raise ConfigError(
-            f"documents `{options.settings.text_documents}` are unknown",
-            where="--documents",
-            do=f"Write one of {', '.join(TEXT_DOCUMENTS)}.",
-        )
+    check_settings(options.settings)
     if not 0.0 <= options.heldout_fraction < 1.0:
         raise ConfigError(
             f"a share of {options.heldout_fraction} cannot be held out", where="--heldout", do="Write 0.02."

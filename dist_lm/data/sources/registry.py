@@ -5,7 +5,7 @@ from __future__ import annotations
 from dist_lm.data.sources.columnar import Arrow, Parquet
 from dist_lm.data.sources.conll import Conll
 from dist_lm.data.sources.delimited import Csv, Tsv
-from dist_lm.data.sources.format import Format
+from dist_lm.data.sources.format import TEXT_DOCUMENTS, Format, ReadSettings
 from dist_lm.data.sources.json_file import JsonFile
 from dist_lm.data.sources.json_lines import JsonLines
 from dist_lm.data.sources.tar_samples import TarSamples
@@ -24,3 +24,15 @@ def format_named(name: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"format `{name}` is unknown", where="--format", do=f"Write one of {', '.join(FORMATS)}.")
     return FORMATS[name]
+
+
+def check_settings(settings: ReadSettings) -> None:
+    """ConfigError for a format or a kind of documents that there is none of."""
+    if settings.format is not None:
+        format_named(settings.format)
+    if settings.text_documents not in TEXT_DOCUMENTS:
+        raise ConfigError(
+            f"documents `{settings.text_documents}` are unknown",
+            where="--documents",
+            do=f"Write one of {', '.join(TEXT_DOCUMENTS)}.",
+        )
