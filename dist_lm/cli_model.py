@@ -91,6 +91,9 @@ def predict(
         bool, typer.Option("--explain", help="Attributions of labels and entities, and a page of them beside OUT.")
     ] = False,
     prediction_field: Annotated[str, typer.Option(help="Field that the prediction goes into.")] = "prediction",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Tasks of a Ray cluster share the records; --ranks of them.")
+    ] = False,
 ) -> None:
     """Labels, entities, answers, translations, guesses or continuations for every record.
 
@@ -99,6 +102,8 @@ def predict(
     dist-lm predict --from model --in german.jsonl --out english.jsonl --beams 4 --ranks 2
 
     dist-lm predict --from runs/ner --in texts.csv --out entities.jsonl --explain
+
+    dist-lm predict --from /shared/runs/ner --in /shared/texts.jsonl --out /shared/entities.jsonl --ray
     """
     options: dict[str, Any] = {
         "explain": explain,
@@ -109,7 +114,7 @@ def predict(
     }
     request = _request(
         model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),
-        batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain, **options,
+        ray=ray, batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain, **options,
     )  # fmt: skip
     from dist_lm.predict import predict_file
 
@@ -167,6 +172,7 @@ def _request(
     max_bad: int,
     ranks: int,
     reading: Any,
+    ray: bool = False,
     **options: Any,
 ) -> Any:
     from dist_lm.worker import prepare_environment
@@ -178,7 +184,9 @@ def _request(
     for name, value in {"--ranks": ranks, "--batch": options["batch_rows"], "--beams": options["beams"]}.items():
         if value < 1:
             raise ConfigError(f"{name} {value} is too small", do="Write 1 or more.")
-    return Request(model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks, reading)
+    return Request(
+        model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks, ray=ray, reading=reading
+    )
 
 
 def _names(renamed: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from dist_lm import disk
 from dist_lm.data.input_records import InputRecord, count_input, read_input
 from dist_lm.data.kinds.base import Unusable
+from dist_lm.data.preparation.runners import ray_slots, run_tasks
 from dist_lm.data.process_pool import available_cores, ordered_map
 from dist_lm.data.sources.format import ReadSettings
 from dist_lm.errors import ConfigError, DataError
@@ -56,6 +57,8 @@ class Request:
     """Records that may be unusable."""
     ranks: int = 1
     """Processes that share the records."""
+    ray: bool = False
+    """They are tasks of a Ray cluster."""
     reading: ReadSettings = field(default_factory=lambda: ReadSettings(text_documents="line"))
     """How the input is read."""
 
@@ -83,13 +86,18 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
     for new in filter(None, (out, page)):
         if new.exists():
             raise ConfigError(f"{new} exists already", where="--out", do="Choose a new file, or remove this one.")
+    gpu = False
+    if request.ray:
+        slots, gpu = ray_slots()
+        request, out = on_cluster(request, slots), out.absolute()
     shares = divide(count_input(request.records, request.reading), request.ranks)
     with disk.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         parts = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
     try:
         work = partial(_write_share, request, parts, prediction_field)
-        bad = [found for own in in_processes(work, shares, request.ranks) for found in own]
+        tasks = run_tasks(work, shares, workers=len(shares), ray=request.ray, doing="predicting", gpu=gpu)
+        bad = [found for own in tasks for found in own]
         refuse_bad(request, bad)
         with disk.disk_errors(out), disk.WholeFile(out) as file:
             for share in shares:
@@ -100,6 +108,16 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     return shares[-1].end, len(bad)
+
+
+def on_cluster(request: Request, slots: int) -> Request:
+    """The request for Ray's workers: they are in another folder, and as many as the cluster has room for."""
+
+    def whole(location: str) -> str:
+        return location if "://" in location else str(Path(location).absolute())
+
+    ranks = request.ranks if request.ranks > 1 else slots
+    return replace(request, model=whole(request.model), records=whole(request.records), ranks=ranks)
 
 
 def page_of(out: Path) -> Path:

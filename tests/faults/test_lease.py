@@ -59,6 +59,16 @@ def test_a_holder_on_another_host_is_followed_once_its_beat_stands_still(tmp_pat
     taken.check()
 
 
+def test_the_next_attempt_of_the_same_launch_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, clock = tmp_path / "lease.json", Clock()
+    for launch, waits in (("mine", False), ("another", True)):
+        path.write_text(json.dumps({"attempt": 1, "host": "another-host", "pid": 1, "beats": 3, "launch": launch}))
+        monkeypatch.setenv(lease.LAUNCH_VARIABLE, "mine")
+        Lease.take(path, 2, clock=clock, pause=clock.pause)
+        assert (clock.now > 0) == waits
+        assert lease.read(path)["launch"] == "mine"
+
+
 def test_a_holder_that_goes_on_beating_is_not_pushed_aside(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     held_elsewhere(path)

@@ -1,4 +1,4 @@
-"""Preparation by tasks of a Ray cluster on this machine, whose head has no dashboard."""
+"""Preparation and prediction by tasks of a Ray cluster on this machine, whose head has no dashboard."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from dist_lm.data.preparation.map_task import map_split
 from dist_lm.data.prepare import prepare
 from dist_lm.data.tokenizer import Tokenizer, train_tokenizer
 from dist_lm.errors import DataError, EnvironmentFault
+from dist_lm.predict import Request, predict_file
 from tests.data.preparation.preparing import TEXTS, files_of, options, write_lines
 from tests.gloo_ranks import REPOSITORY, run_command, write_recipe
+from tests.predictors.small_models import save_model, write_records
 
 pytestmark = pytest.mark.ray
 RECORDS = [{"text": text} for text in [*TEXTS, *TEXTS[:30]]]
@@ -44,6 +46,25 @@ def test_ray_makes_the_same_bytes_as_this_process(
     prepare(made)
     prepare(dataclasses.replace(made, out=tmp_path / "ray", ray=True))
     assert files_of(tmp_path / "ray") == files_of(made.out)
+
+
+def test_ray_predicts_what_this_process_predicts(
+    topics_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model("BertForTokenClassification", topics_data / "tokenizer", tmp_path / "model")
+    words = [{"tokens": ["word"] * (1 + n % 7), "n": n} for n in range(200)]
+    write_records(tmp_path / "in.jsonl", [*words, {"n": 200}])
+    # The workers of Ray are in another folder.
+    monkeypatch.chdir(tmp_path)
+    here = Request("model", "in.jsonl", max_bad=1)
+    assert predict_file(here, Path("here.jsonl")) == (201, 1)
+    assert predict_file(dataclasses.replace(here, ray=True), Path("ray.jsonl")) == (201, 1)
+    assert Path("ray.jsonl").read_bytes() == Path("here.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here.jsonl", "in.jsonl", "model", "ray.jsonl"]
+    # One that is too many is told as without Ray, and nothing is left.
+    with pytest.raises(DataError, match="1 bad record, and 0 are allowed"):
+        predict_file(dataclasses.replace(here, ray=True, max_bad=0), Path("none.jsonl"))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_run_is_refused_by_a_head_without_the_dashboard(topics_data: Path, tmp_path: Path) -> None:
