@@ -190,21 +190,28 @@ class Network:
         memory = ["--object-store-memory", "80000000", "--temp-dir", str(session)]
         host.popen([*inside, RAY, "start", *words, *common, *memory], host.folder / "node.log", env)
 
+    def _ask_gcs(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a script with `nodes`, what the head's GCS says of each node: quicker than joining the cluster."""
+        client = f"GcsClient(address='{self.head.address}:{GCS_PORT}')"
+        nodes = f"from ray._raylet import GcsClient; nodes = {client}.get_all_node_info(timeout=5).values()"
+        return self.head.run([sys.executable, "-c", f"{nodes}; alive = [n for n in nodes if n.state == 0]; {script}"])
+
     def wait_for_nodes(self, number: int) -> None:
         """Until so many nodes are alive."""
-        # Asking the head's GCS is quicker than joining the cluster.
-        script = (
-            "import sys; from ray._raylet import GcsClient; "
-            f"nodes = GcsClient(address='{self.head.address}:{GCS_PORT}').get_all_node_info(timeout=5).values(); "
-            f"sys.exit(0 if sum(node.state == 0 for node in nodes) == {number} else 9)"
-        )
         deadline = time.monotonic() + START_S
         while True:
-            done = self.head.run([sys.executable, "-c", script], env={"RAY_LOG_TO_STDERR": "0"})
+            done = self._ask_gcs(f"raise SystemExit(0 if len(alive) == {number} else 9)")
             if done.returncode == 0:
                 return
             logs = "\n".join(path.read_text() for path in self.folder.glob("*/node.log"))
             assert time.monotonic() < deadline, f"{done.stdout}{done.stderr}\n{logs}"
+
+    def node_id(self, host: Host) -> str:
+        """Ray's id of the node that lives on a host."""
+        wanted = f"[n.node_id.hex() for n in alive if n.node_manager_address == '{host.address}']"
+        done = self._ask_gcs(f"(found,) = {wanted}; print(found)")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()[-1]
 
     def end(self) -> None:
         for host in self.hosts:

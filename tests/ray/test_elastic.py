@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.hosts import RAY, network
+from tests.ray.hosts import GCS_PORT, RAY, network
 from tests.ray.watched import WatchedRun
 
 pytestmark = pytest.mark.ray
@@ -34,9 +34,9 @@ def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_o
         # What cluster/spot_notice.py runs on a node that the cloud takes away.
         leaving = run.host_of(rank=2)
         first = run.pids()
+        node = ("--address", f"{net.head.address}:{GCS_PORT}", "--node-id", net.node_id(leaving))
         reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice")
-        address = f"{net.head.address}:6379"
-        done = leaving.run([RAY, "drain-node", "--address", address, *reason, "--deadline-remaining-seconds", NOTICE_S])
+        done = leaving.run([RAY, "drain-node", *node, *reason, "--deadline-remaining-seconds", NOTICE_S])
         assert done.returncode == 0, done.stderr
         run.until_it_trains_with(3, 2)
         before, after = run.attempts()

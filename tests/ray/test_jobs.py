@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from dist_lm.errors import EnvironmentFault
+from dist_lm.errors import EnvironmentFault, StopRequested
 from dist_lm.run_dir import RunDir
-from tests.gloo_ranks import write_recipe
+from tests.gloo_ranks import REPOSITORY, write_recipe
 from tests.ray.hosts import DASHBOARD_PORT, Network
 
 pytestmark = pytest.mark.ray
@@ -88,6 +89,15 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     same_name = submit(net, tree, "small.yaml", "--name", "endless")
     assert same_name.returncode == EnvironmentFault.exit_code
     assert "the job name `endless` is in use" in same_name.stderr
+
+    # Another run waits for room; Ctrl-C ends it, as there is nothing to save.
+    log = tmp_path / "waiting.log"
+    words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", tree / "small.yaml", "ray.workers=2"]
+    waiting = net.head.popen(words, log)
+    wait_until(lambda: "Attempting to start training worker group" in log.read_text(), net)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=WAIT_S) == StopRequested.exit_code, log.read_text()
+    assert "stopped before a group of workers trained" in log.read_text()
 
     stopped = dist_lm(net, "job", "stop", "endless")
     assert stopped.returncode == 0, stopped.stderr
