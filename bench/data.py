@@ -33,6 +33,7 @@ READERS = Path(__file__).with_name("data_readers.py")
 FILES = 8
 MOSAIC = ("mosaic_iter", "mosaic_index")
 LENGTHS = (512, 2048)
+BLOCK_TOKENS = 65536
 
 
 def write_formats(folder: Path, num_tokens: int, mosaic_python: str) -> float:
@@ -49,14 +50,16 @@ def write_formats(folder: Path, num_tokens: int, mosaic_python: str) -> float:
     spec = (Column("tokens", "uint16"),)
     entries = []
     for number, part in enumerate(np.split(tokens, FILES)):
-        entries.append(write_shard(folder / SHARDS, number, {"tokens": part}, spec=spec, block_rows=65536))
+        entries.append(write_shard(folder / SHARDS, number, {"tokens": part}, spec=spec, block_rows=BLOCK_TOKENS))
         (folder / RAW / f"{number}.tokens").write_bytes(part.tobytes())
         for length in LENGTHS:
             rows = pa.FixedSizeListArray.from_arrays(pa.array(part[: len(part) // length * length]), length)
             path = folder / PARQUET / f"{length}-{number}.parquet"
             pq.write_table(pa.table({"tokens": rows}), path, compression="none")
     identity = hashlib.sha256(b"random tokens").hexdigest()
-    Manifest("tokens", spec, 65536, 1, 50000, identity, num_tokens, num_tokens, tuple(entries)).save(folder / SHARDS)
+    Manifest("tokens", spec, BLOCK_TOKENS, 1, 50000, identity, num_tokens, num_tokens, tuple(entries)).save(
+        folder / SHARDS
+    )
     for length in LENGTHS if mosaic_python else ():
         subprocess.run([mosaic_python, READERS, "write_mds", folder, str(length)], check=True, capture_output=True)
     return sum(path.stat().st_size for path in (folder / SHARDS).iterdir()) / (2 * num_tokens)
@@ -137,32 +140,59 @@ def memory_mb(folder: Path) -> tuple[float, float]:
     return measured / 1e6, (eras + (READ_AHEAD + 2) * BATCH_ROWS * data.view.row_bytes) / 1e6
 
 
-def order_growth() -> list[dict[str, float]]:
-    """The order alone, on simulated manifests: time of the first batch of an epoch, and of a later one."""
-    from dist_lm.data.order import Order
+def growth() -> list[dict[str, float]]:
+    """A start on manifests of growing size: opening one, the order of the first and of later batches, memory held.
+
+    The manifests are simulated: they tell of shards that are not there.
+    """
+    from dist_lm.config import SourceSpec
+    from dist_lm.data.manifest import Column, Manifest, ShardEntry, shard_name
+    from dist_lm.data.training_set import TrainingSet
 
     grown = []
     for samples, shards in ((10**5, 10), (10**6, 100), (10**7, 1000), (10**7, 10_000)):
-        order = Order([samples // shards] * shards, seed=1, lanes=LANES, era=ERA)
-        seconds = []
-        for batch in range(50):
+        rows = samples // shards * LENGTHS[0]
+        blocks = -(-rows // BLOCK_TOKENS)
+        hash_ = hashlib.sha256(b"").hexdigest()
+        entries = tuple(
+            ShardEntry(shard_name(at), rows, blocks, 2 * rows + 1024 * blocks, hash_, hash_, hash_[:16])
+            for at in range(shards)
+        )
+        spec = (Column("tokens", "uint16"),)
+        total = rows * shards
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = Manifest("tokens", spec, BLOCK_TOKENS, 1, 50000, hash_, total, total, entries)
+            manifest.save(Path(folder))
+            del manifest
+            source = SourceSpec(path=folder)
             began = time.perf_counter()
-            order.locate(np.arange(batch * BATCH_ROWS, (batch + 1) * BATCH_ROWS))
-            seconds.append(time.perf_counter() - began)
+            data = TrainingSet([source], seed=1, lanes=LANES, era=ERA, seq_len=LENGTHS[0])
+            open_ms = (time.perf_counter() - began) * 1e3
+            seconds = []
+            for batch in range(50):
+                began = time.perf_counter()
+                data.sources[0].order.locate(np.arange(batch * BATCH_ROWS, (batch + 1) * BATCH_ROWS))
+                seconds.append(time.perf_counter() - began)
+            tracemalloc.start()
+            data = TrainingSet([source], seed=1, lanes=LANES, era=ERA, seq_len=LENGTHS[0])
+            data.sources[0].order.locate(np.arange(BATCH_ROWS))
+            held_mb = tracemalloc.get_traced_memory()[0] / 1e6
+            tracemalloc.stop()
         later = statistics.median(seconds[1:])
-        grown.append({"samples": samples, "shards": shards, "first_ms": seconds[0] * 1e3, "batch_ms": later * 1e3})
+        times = {"open_ms": open_ms, "first_ms": seconds[0] * 1e3, "batch_ms": later * 1e3}
+        grown.append({"samples": samples, "shards": shards, **times, "held_mb": held_mb})
     return grown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=40_000, help="of 512 tokens")
+    parser.add_argument("--samples", type=int, default=160_000, help="of 512 tokens")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--mosaic-python", default="", help="interpreter that has mosaicml-streaming")
     parser.add_argument("--skip-preparation", action="store_true")
     options = parser.parse_args()
-    # A whole number of rows of either length in every file.
-    unit = FILES * max(LENGTHS)
+    # A whole number of batches of either length in every file.
+    unit = FILES * max(LENGTHS) * BATCH_ROWS
     num_tokens = options.samples * LENGTHS[0] // unit * unit
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -194,12 +224,14 @@ def main() -> None:
         ours_rate, theirs = compare_preparation()
         results["prepare_tokens_s_core"], results["prepare_vs_datasets_map"] = ours_rate, ours_rate / theirs
         print(f"preparation, tokens/s a core     {ours_rate:,.0f}; datasets.map {theirs:,.0f}")
-    for row in order_growth():
+    print(f"\n{'samples':>12}{'shards':>8}{'open, ms':>10}{'first batch, ms':>17}{'others, ms':>12}{'held, MB':>10}")
+    for row in growth():
         print(
-            f"order of {row['samples']:>10,.0f} samples in {row['shards']:>6,.0f} shards: "
-            f"first batch {row['first_ms']:.1f} ms, others {row['batch_ms']:.2f} ms"
+            f"{row['samples']:12,.0f}{row['shards']:8,.0f}{row['open_ms']:10.1f}{row['first_ms']:17.1f}"
+            f"{row['batch_ms']:12.2f}{row['held_mb']:10.2f}"
         )
-        results[f"order_batch_ms_{row['samples']:.0e}_{row['shards']:.0f}".replace("+", "")] = row["batch_ms"]
+        name = f"_{row['samples']:.0e}_{row['shards']:.0f}".replace("+", "")
+        results |= {f"{key}{name}": row[key] for key in ("open_ms", "batch_ms", "held_mb")}
     print(json.dumps({name: round(value, 4) for name, value in results.items()}))
 
 

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,13 @@ Batches = Callable[[], Iterator[np.ndarray]]
 
 
 def dist_lm(folder: Path, seq_len: int) -> Batches:
-    """The stream of training: lanes and eras, checks of every block, one reader thread."""
+    """The stream of training: lanes and eras, checks of every block, one reader thread, open from epoch to epoch."""
     data = open_training_set(folder, seq_len)
     from dist_lm.data.stream import Stream
 
-    def batches() -> Iterator[np.ndarray]:
-        num_rows = data.num_rows
-        with Stream(data, global_rows=BATCH_ROWS, rank=0, world_size=1) as stream:
-            for step in stream:
-                rows = min(num_rows - step.position, BATCH_ROWS)
-                yield step.rows.columns["tokens"][:rows]
-                if step.next_position >= num_rows:
-                    return
-
-    return batches
+    stream = Stream(data, global_rows=BATCH_ROWS, rank=0, world_size=1)
+    assert data.num_rows % BATCH_ROWS == 0, "an epoch must be whole batches"
+    return lambda: (step.rows.columns["tokens"] for step in islice(stream, data.num_rows // BATCH_ROWS))
 
 
 def open_training_set(folder: Path, seq_len: int) -> Any:

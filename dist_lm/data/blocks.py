@@ -10,12 +10,12 @@ whose owner names are CRC-32 checksums of the contents.
 from __future__ import annotations
 
 import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from dist_lm.data.manifest import Column
@@ -30,7 +30,7 @@ def block_key(shard_number: int, block: int) -> str:
 
 def owner_name(payload: Buffer) -> str:
     """The owner name of a member with this content."""
-    return f"crc32:{zlib.crc32(payload):08x}"
+    return f"crc32:{isal_zlib.crc32(payload):08x}"
 
 
 def members_of(columns: Mapping[str, NDArray[Any]], spec: Sequence[Column]) -> dict[str, bytes]:
@@ -44,7 +44,7 @@ def members_of(columns: Mapping[str, NDArray[Any]], spec: Sequence[Column]) -> d
     return members
 
 
-def columns_of(members: Mapping[str, bytes], spec: Sequence[Column], rows: int) -> dict[str, NDArray[Any]]:
+def columns_of(members: Mapping[str, Buffer], spec: Sequence[Column], rows: int) -> dict[str, NDArray[Any]]:
     """The columns [rows, *shape] of a block; places behind a row's length are 0.
 
     Raises ValueError with the reason where the members cannot be those of so many rows.
@@ -53,7 +53,7 @@ def columns_of(members: Mapping[str, bytes], spec: Sequence[Column], rows: int) 
     # Lengths first: they tell the size of other members.
     for column in sorted(spec, key=lambda column: bool(column.lengths)):
         payload = members[column.name]
-        filled = rows * int(np.prod(column.shape, dtype=np.int64))
+        filled = rows * column.row_places
         lengths = columns[column.lengths].astype(np.int64) if column.lengths else None
         if lengths is not None:
             if int(lengths.min()) < 0 or int(lengths.max()) > column.shape[0]:

@@ -118,15 +118,11 @@ class Eras:
         wanted = []
         for shard, lo, hi in self._order.era_ranges(epoch, lane, era):
             first_row, end_row = self._view.group_range(shard, lo, hi)
-            begin = at
-            for block in self._view.blocks(self._reader, shard, first_row, end_row):
-                rows = len(next(iter(block.values())))
-                for name, array in block.items():
-                    self._pool[name][at : at + rows] = array
-                at += rows
-            assert at - begin == end_row - first_row, (shard, first_row, end_row)
-            self._identify(begin, at, shard, first_row, epoch)
-            wanted.append(np.arange(begin + lo - first_row, begin + hi - first_row))
+            self._view.read_into(self._pool, at, self._reader, shard, first_row, end_row)
+            end = at + end_row - first_row
+            self._identify(at, end, shard, first_row, epoch)
+            wanted.append(np.arange(at + lo - first_row, at + hi - first_row))
+            at = end
         reading_order = np.concatenate(wanted)
         self._wanted[region, : len(reading_order)] = reading_order[self._order.era_permutation(epoch, lane, era)]
 

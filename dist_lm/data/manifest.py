@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -65,14 +66,20 @@ class Column:
     """Name of the column that tells how many places of a row are filled, from the first on; the rest
     is padding, which is not stored and reads as 0.  Empty: all are."""
 
-    @property
+    # Cached: asked for with every block that is read.
+    @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
         return np.dtype(DTYPES[self.dtype])
+
+    @cached_property
+    def row_places(self) -> int:
+        """Numbers in a row."""
+        return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in memory."""
-        return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return self.numpy_dtype.itemsize * self.row_places
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Stream:
         plans: list[ReadAhead] = []
         for number, source in enumerate(data.sources):
             out = [(shard, block) for of_source, shard, block in quarantine if of_source == number]
-            reader = SubstitutingReader(source.location, source.view.manifest, out, cache=cache)
+            reader = SubstitutingReader(source.location, source.view.manifest, out, cache=cache, reuse_memory=True)
             before = None
             if self._fetcher is not None and is_remote(source.location):
                 plans.append(ReadAhead(source.order, reader, self._fetcher))

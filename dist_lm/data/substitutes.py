@@ -32,9 +32,10 @@ class SubstitutingReader(ShardReader):
         quarantine: Collection[tuple[int, int]],
         *,
         cache: ShardCache | None = None,
+        reuse_memory: bool = False,
     ) -> None:
         """`quarantine`: shard (its place in the manifest) and block, or WHOLE_SHARD."""
-        super().__init__(location, manifest, cache=cache)
+        super().__init__(location, manifest, cache=cache, reuse_memory=reuse_memory)
         self._quarantine = frozenset(quarantine)
         self._hurt = {shard for shard, _ in quarantine}
 

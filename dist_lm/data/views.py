@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,18 @@ class View(ABC):
 
         `lo` and `hi` are multiples of group_rows, or the shard's end; lo < hi.
         """
+
+    def read_into(
+        self, columns: Mapping[str, NDArray[Any]], at: int, reader: ShardReader, shard: int, lo: int, hi: int
+    ) -> None:
+        """Put rows [lo, hi) of a shard into `columns`, at the places from `at` on; `lo` and `hi` as in `blocks`."""
+        begin = at
+        for block in self.blocks(reader, shard, lo, hi):
+            rows = len(next(iter(block.values())))
+            for name, array in block.items():
+                columns[name][at : at + rows] = array
+            at += rows
+        assert at - begin == hi - lo, (shard, lo, hi)
 
     def column(self, name: str) -> Column:
         """DataError where there is no such column."""
@@ -161,17 +173,31 @@ class TokenView(View):
         facts = {"tokens": self.manifest.fingerprint, "seq_len": self.seq_len}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
 
-    def blocks(self, reader: ShardReader, shard: int, lo: int, hi: int) -> Iterator[Block]:
-        block_tokens, length = self.manifest.block_rows, self.seq_len
-        at, end = lo * length, hi * length
+    def read_into(
+        self, columns: Mapping[str, NDArray[Any]], at: int, reader: ShardReader, shard: int, lo: int, hi: int
+    ) -> None:
+        # Rows that lie one after the other are the text itself: no row is cut out, none is pieced together.
+        rows = columns[TOKENS_COLUMN][at : at + hi - lo].reshape(-1)
+        filled = 0
+        for tokens in self._pieces(reader, shard, lo, hi):
+            rows[filled : filled + len(tokens)] = tokens
+            filled += len(tokens)
+        assert filled == len(rows), (shard, lo, hi)
+
+    def _pieces(self, reader: ShardReader, shard: int, lo: int, hi: int) -> Iterator[NDArray[Any]]:
+        """The tokens of rows [lo, hi) of a shard, block by block."""
+        block_tokens = self.manifest.block_rows
+        at, end = lo * self.seq_len, hi * self.seq_len
         first_block = at // block_tokens
-        rest = np.empty(0, self.columns[0].numpy_dtype)
         for number, block in enumerate(reader.blocks(shard, first_block, -(-end // block_tokens)), first_block):
             begin = number * block_tokens
-            tokens = block[TOKENS_COLUMN][max(at - begin, 0) : end - begin]
-            if rest.size:
-                tokens = np.concatenate([rest, tokens])
-            whole = len(tokens) // length * length
+            yield block[TOKENS_COLUMN][max(at - begin, 0) : end - begin]
+
+    def blocks(self, reader: ShardReader, shard: int, lo: int, hi: int) -> Iterator[Block]:
+        rest = np.empty(0, self.columns[0].numpy_dtype)
+        for piece in self._pieces(reader, shard, lo, hi):
+            tokens = np.concatenate([rest, piece])
+            whole = len(tokens) // self.seq_len * self.seq_len
             rest = tokens[whole:]
             if whole:
-                yield {TOKENS_COLUMN: tokens[:whole].reshape(-1, length)}
+                yield {TOKENS_COLUMN: tokens[:whole].reshape(-1, self.seq_len)}

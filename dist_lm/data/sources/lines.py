@@ -12,7 +12,7 @@ from dist_lm.data.sources.files import reading
 from dist_lm.data.sources.format import Split
 from dist_lm.data.sources.record import BadRecords, Where
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def lines(split: Split) -> Iterator[tuple[Where, bytes]]:
@@ -35,7 +35,7 @@ def lines(split: Split) -> Iterator[tuple[Where, bytes]]:
 
 def without_mark(text: bytes) -> bytes:
     """The beginning of a file without the mark that some editors put there."""
-    return text.removeprefix(_BYTE_ORDER_MARK)
+    return text.removeprefix(BYTE_ORDER_MARK)
 
 
 def decode(raw: bytes, where: Where, bad: BadRecords) -> str | None:

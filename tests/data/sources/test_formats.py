@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dist_lm.data.sources.files import SourceFile
 from dist_lm.data.sources.format import ReadSettings
@@ -334,7 +337,64 @@ def test_inputs_that_are_not_there_or_not_known_are_refused(tmp_path: Path) -> N
         list_inputs([], ReadSettings())
 
 
-def test_json_that_is_neither_a_list_nor_squad_is_refused(tmp_path: Path) -> None:
-    for content in ('{"rows": 1}', "3", "{"):
-        with pytest.raises(DataError, match="a JSON file cannot be used"):
-            read(write(tmp_path / "a.json", content))
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"rows": 1}',
+        '{"data": 1}',
+        "3",
+        "{",
+        "",
+        '[{"text": "x"}',
+        '[{"text": "x"}] 1',
+        b'[{"text": "\xff"}]',
+        "[" * 10**5,
+    ],
+)
+def test_json_that_is_neither_a_list_nor_squad_is_refused(content: str | bytes, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)a JSON file cannot be used.*a\.json"):
+        read(write(tmp_path / "a.json", content))
+
+
+def test_json_may_begin_with_a_mark_and_blanks(tmp_path: Path) -> None:
+    (record,) = read(write(tmp_path / "a.json", b'\xef\xbb\xbf \n [{"text": "x", "score": 0.5}]'))
+    assert record.fields == {"text": "x", "score": 0.5}
+
+
+@given(
+    st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(max_size=9),
+            lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
+            max_leaves=8,
+        ),
+        max_size=4,
+    )
+)
+def test_the_objects_of_a_json_list_are_those_of_the_json_module(
+    tmp_path_factory: pytest.TempPathFactory, items: list[Any]
+) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "any.json", json.dumps(items))
+    bad = BadRecords(len(items))
+    found = [record.fields for record in read_records([str(path)], ReadSettings(), bad)]
+    assert found == [item for item in items if isinstance(item, dict)]
+    assert bad.count == len(items) - len(found)
+
+
+@pytest.mark.parametrize(
+    ("head", "item", "tail"),
+    [
+        ("[", '{"text": "' + "x" * 1000 + '"}', "]"),
+        ('{"data": [', '{"paragraphs": [{"context": "' + "x" * 1000 + '", "qas": []}]}', "]}"),
+    ],
+    ids=["list", "squad"],
+)
+def test_memory_does_not_grow_with_a_json_file(head: str, item: str, tail: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", head + ",".join([item] * 20_000) + tail)
+    records = read_records([str(path)], ReadSettings(), BadRecords())
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in records) == (20_000 if head == "[" else 0)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 10
+    finally:
+        tracemalloc.stop()
