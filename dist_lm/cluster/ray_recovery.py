@@ -1,7 +1,7 @@
 """What Ray's controller does between two groups of workers, beyond Ray Train's own.
 
 Enters: a copy of this in the controller's process.  Leaves: a fresh view of the cluster, and nodes
-that have been asked what the first ones were asked.
+that have been asked what the first ones were asked; a count of restarts.
 Promises: a new group is asked for on nodes that live; a node that joins later and cannot run this
 project is drained and named, or ends the run where it cannot be drained.
 """
@@ -26,9 +26,12 @@ from ray.train.v2._internal.execution.controller.state import (
     RestartingState,
     TrainControllerState,
 )
+from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
 from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from dist_lm.cluster import ray_cluster
+from dist_lm.cluster.ray_worker import NodeGoes
 from dist_lm.disk import write_json
 from dist_lm.errors import EnvironmentFault
 
@@ -47,19 +50,31 @@ _SHUTDOWN_S = "2"
 class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Looks at the nodes before each group of workers but the first."""
 
-    def __init__(self, run_dir: Path, final_errors: Path, known: set[str]) -> None:
+    def __init__(self, run_dir: Path, final_errors: Path, *, known: set[str], max_restarts: int) -> None:
         """`known`: ids of nodes that have been asked already."""
         self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
+        self._restarts_left = max_restarts
 
     def after_controller_start(self, _context: Any) -> None:
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
+        look_at_nodes_now()
 
     def after_controller_state_update(self, _before: TrainControllerState, now: TrainControllerState) -> None:
+        if isinstance(now, RestartingState):
+            self._charge(now.training_failed_error)
         if isinstance(now, RestartingState | ReschedulingState):
             wait_until_the_dead_are_known()
-            # Ray looks at the nodes every 20 s, and would ask for the old number of workers until then.
-            coordinator = get_or_create_autoscaling_coordinator()
-            ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=GONE_S)
+            look_at_nodes_now()
+
+    def _charge(self, error: TrainingFailedError) -> None:
+        """Count a restart, unless a node was taken away.  Raises where none is left: Ray then gives up."""
+        failures = getattr(error, "worker_failures", {}).values()
+        left = any(isinstance(getattr(failure, "_base_exc", None), NodeGoes) for failure in failures)
+        if left or _is_preemption_failure(error):
+            return
+        if self._restarts_left == 0:
+            raise RuntimeError(f"no restart is left after: {error}")
+        self._restarts_left -= 1
 
     def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
         new = [node for node in ray_cluster.living_nodes() if node["NodeID"] not in self._known]
@@ -82,6 +97,12 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             log.error("%s", error)
             return error
         return None
+
+
+def look_at_nodes_now() -> None:
+    """Ray looks at the nodes every 20 s, and would ask for workers on those that are gone until then."""
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=GONE_S)
 
 
 def wait_until_the_dead_are_known() -> None:

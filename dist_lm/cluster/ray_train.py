@@ -94,8 +94,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         scale,
         name=name,
         storage=storage,
-        max_restarts=max_restarts,
-        recovery=Recovery(run_dir, final_errors, {node["NodeID"] for node in nodes}),
+        recovery=Recovery(run_dir, final_errors, known={node["NodeID"] for node in nodes}, max_restarts=max_restarts),
     )
     with (
         _stop_file_on_signal(RunDir(run_dir).stop_file) as stopped,
@@ -110,8 +109,9 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     if isinstance(crash, StopRequested):
         raise crash
     if crash is not None:
+        cause = getattr(crash, "controller_failure", crash)
         print(
-            f"error[crash] {str(crash).splitlines()[0]}\n  tracebacks: {RunDir(run_dir).errors}",
+            f"error[crash] {str(cause).splitlines()[0]}\n  tracebacks: {RunDir(run_dir).errors}",
             file=sys.stderr,
             flush=True,
         )
@@ -165,7 +165,6 @@ def _trainer(
     *,
     name: str,
     storage: Path,
-    max_restarts: int,
     recovery: Recovery,
 ) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -187,7 +186,8 @@ def _trainer(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_restarts),
+            # Restarts are counted in `recovery`: Ray would charge a node's going, too.
+            failure_config=FailureConfig(max_failures=-1),
             callbacks=[recovery],
         ),
     )

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 NODE_GOES = "a node is taken away"
 _NOTICE_S = 0.2
-_LAST_WORD_S = 1.5
-"""Ray hears of a process's end within this time."""
 
 
 def train_on_worker(settings: dict[str, Any]) -> None:
@@ -65,7 +63,7 @@ def train_on_worker(settings: dict[str, Any]) -> None:
         write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})
         # Peers that do not know of this error see the connection end, and Ray restarts the group.
         disconnect()
-    except _NodeGoes:
+    except NodeGoes:
         raise
     except Exception as error:
         report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
@@ -101,20 +99,15 @@ def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
         log.info("%s", summary(loaded, outcome))
 
 
-def _preempted_ranks() -> list[int]:
-    """Ranks on nodes that are being drained; empty while none is.  Ray's public question is a barrier."""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    info = get_train_context().preemption_context.preemption_info
-    ranks: list[int] = info.preempted_ranks if info else []
-    return ranks
-
-
 def _stop_at_notice(stop: StopFlag) -> None:
     """Let Ray's notice raise the flag: all ranks save after the step that they are in."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    # Ray's public question, get_preemption_info, is a barrier of all ranks.
+    notice = get_train_context().preemption_context
 
     def watch() -> None:
-        while not _preempted_ranks():
+        while notice.preemption_info is None:
             time.sleep(_NOTICE_S)
         stop.request(NODE_GOES)
 
@@ -122,19 +115,13 @@ def _stop_at_notice(stop: StopFlag) -> None:
 
 
 def _leave_node(ranks: Ranks, stop: StopFlag) -> None:
-    """Where only a node's going stopped the ranks, end so that Ray starts a group on the other nodes.
-
-    Ray takes a return for the end of the run, and charges an exception to the restarts; the death of
-    a worker on a drained node it charges to nobody.  Returns where a person asked to stop.
-    """
+    """Where only a node's going stopped the ranks, raise NodeGoes, for Ray to start a group on the other
+    nodes: a return it would take for the end of the run.  Returns where a person asked to stop."""
     if set(ranks.gather(stop.reason)) - {"", NODE_GOES}:
         return
     ranks.barrier()
-    if ranks.rank in _preempted_ranks():
-        os._exit(StopRequested.exit_code)
-    time.sleep(_LAST_WORD_S)
-    raise _NodeGoes("the checkpoint is saved; the group starts again without the node")
+    raise NodeGoes("the checkpoint is saved; the group starts again without the node") from None
 
 
-class _NodeGoes(Exception):
-    """Not the run's end."""
+class NodeGoes(Exception):
+    """Not the run's end, and no failure (ray_recovery.py)."""

@@ -21,7 +21,8 @@ from dist_lm.cluster.ray_recovery import Recovery
 ray.init()
 known = {node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == sys.argv[2]}
 known.add(ray.get_runtime_context().get_node_id())
-Recovery(Path(sys.argv[1]), Path(sys.argv[1]), known).before_worker_group_start(None)
+run_dir = Path(sys.argv[1])
+Recovery(run_dir, run_dir, known=known, max_restarts=0).before_worker_group_start(None)
 """
 """What Ray's controller calls before it starts a group of workers, on a cluster of two known nodes and a new one."""
 

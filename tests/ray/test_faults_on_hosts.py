@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dist_lm.errors import EXIT_CRASH
 from tests.ray.hosts import Host, Network, network
-from tests.ray.watched import WatchedRun
+from tests.ray.watched import WAIT_S, WatchedRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak]
 SLOW = "4mbit"
@@ -43,12 +44,21 @@ def process_named(host: Host, name: str) -> int:
 
 
 def test_a_worker_is_killed(net: Network, topics_data: Path, tmp_path: Path) -> None:
-    run = WatchedRun(net, net.head, tmp_path / "run", topics_data, "ray.workers=3")
+    once = ("ray.workers=3", "--max-restarts", "1")
+    run = WatchedRun(net, net.head, tmp_path / "run", topics_data, *once)
     run.until_it_trains_with(3)
     os.kill(run.pids()[1], signal.SIGKILL)
     run.until_it_trains_with(3, 3)
     run.stop()
     run.assert_as_undisturbed(tmp_path / "calm")
+    # With no restart left, the run ends, and says so.
+    run.start()
+    run.until_it_trains_with(3, 3, 3)
+    os.kill(run.pids()[1], signal.SIGKILL)
+    run.until_it_trains_with(3, 3, 3, 3)
+    os.kill(run.pids()[1], signal.SIGKILL)
+    assert run.driver.wait(timeout=WAIT_S) == EXIT_CRASH
+    assert "error[crash] no restart is left after: " in run.told()
 
 
 def test_the_ray_of_a_host_is_killed(net: Network, topics_data: Path, tmp_path: Path) -> None:
