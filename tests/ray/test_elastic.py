@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray.hosts import GCS_PORT, RAY, network
-from tests.ray.watched import WatchedRun
+from tests.ray.watched import WatchedRun, samples_in
 
 pytestmark = pytest.mark.ray
 SLOW = "4mbit"
@@ -22,7 +22,7 @@ LINES_A_GROUP = 150
 def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_off(
     topics_data: Path, tmp_path: Path
 ) -> None:
-    with network(4) as net:
+    with network(4, samples_in(tmp_path)) as net:
         net.start_head(num_cpus=0)
         workers = net.hosts[1:]
         for host in workers:

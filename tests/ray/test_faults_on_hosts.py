@@ -14,7 +14,7 @@ import pytest
 
 from dist_lm.errors import EXIT_CRASH
 from tests.ray.hosts import Host, Network, network
-from tests.ray.watched import WAIT_S, WatchedRun
+from tests.ray.watched import WAIT_S, WatchedRun, samples_in
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak]
 SLOW = "4mbit"
@@ -23,9 +23,9 @@ ELASTIC = ("ray.workers={min: 1, max: 3}", "ray.resize_s=5")
 
 
 @pytest.fixture
-def net() -> Iterator[Network]:
+def net(tmp_path: Path) -> Iterator[Network]:
     """A head and three workers."""
-    with network(4) as made:
+    with network(4, samples_in(tmp_path)) as made:
         made.start_head(num_cpus=0)
         start_workers(made)
         yield made
@@ -100,7 +100,7 @@ def redis_server() -> str:
 
 
 def test_the_head_dies_and_comes_back_while_the_workers_train(topics_data: Path, tmp_path: Path) -> None:
-    with network(5) as net:
+    with network(5, samples_in(tmp_path)) as net:
         storage = net.hosts[4]
         redis = [redis_server(), "--port", str(REDIS_PORT), "--bind", storage.address, "--protected-mode", "no"]
         storage.popen([*redis, "--save", "", "--dir", str(storage.folder)], storage.folder / "redis.log")

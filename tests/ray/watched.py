@@ -38,14 +38,20 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def samples_in(folder: Path) -> dict[str, str]:
+    """Variables of a test bed whose workers log their samples there."""
+    samples = folder / "samples"
+    samples.mkdir()
+    return {VARIABLE: str(samples)}
+
+
 class WatchedRun:
     """A run without end, from its driver on `host`."""
 
     def __init__(self, net: Network, host: Host, folder: Path, data: Path, *overrides: str, **settings: Any) -> None:
         folder.mkdir(exist_ok=True)
         self.net, self.host, self.data, self.log = net, host, data, folder / "driver.log"
-        self.samples = folder / "samples"
-        self.samples.mkdir(exist_ok=True)
+        self.samples = Path(net.variables[VARIABLE])
         self.run_dir = RunDir(folder / "run")
         self._settings = {**SETTINGS, **settings}
         recipe = write_recipe(folder / "recipe.yaml", data, run__steps=ENDLESS, **self._settings)
@@ -55,8 +61,7 @@ class WatchedRun:
 
     def start(self) -> None:
         """The command of a user; once more, where the driver was lost."""
-        variables = {VARIABLE: str(self.samples)}
-        self.driver = self.host.popen(self._words, self.log, variables)
+        self.driver = self.host.popen(self._words, self.log)
 
     def told(self) -> str:
         return self.log.read_text(errors="replace")
@@ -111,12 +116,11 @@ class WatchedRun:
         """The same samples at each step, each once, and the same losses, as a run on one rank here."""
         steps = self.last_step()
         folder.mkdir()
-        ids = folder / "samples"
-        ids.mkdir()
+        variables = samples_in(folder)
         recipe = write_recipe(folder / "recipe.yaml", self.data, run__steps=steps, **self._settings)
-        done = train_locally(recipe, num_ranks=1, env={VARIABLE: str(ids)})
+        done = train_locally(recipe, num_ranks=1, env=variables)
         assert done.returncode == 0, done.stdout + done.stderr
-        found, expected = samples_by_step(self.samples), samples_by_step(ids)
+        found, expected = samples_by_step(self.samples), samples_by_step(Path(variables[VARIABLE]))
         found = {step: samples for step, samples in found.items() if step <= steps}
         assert found == expected
         seen = [sample for samples in found.values() for sample in samples]
