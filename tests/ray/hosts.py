@@ -26,6 +26,22 @@ RAY = Path(sys.executable).with_name("ray")
 START_S = 90.0
 END_S = 30.0
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
+TAKES_JOBS = f"""
+import os, sys, time, urllib.request
+headers = {{"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}}
+request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers=headers)
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({{}}))
+deadline = time.monotonic() + {START_S}
+while True:
+    try:
+        opener.open(request, timeout=5)
+        break
+    except OSError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.1)
+"""
+"""Ends once the head's dashboard answers."""
 
 
 def _run(*words: str | Path) -> str:
@@ -123,6 +139,7 @@ class Network:
         # Ray's sockets lie in this folder, and their names have a limit of 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="dlh-"))
         self.hosts: list[Host] = []
+        self._dashboard_awaited = False
         self.variables = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -172,6 +189,7 @@ class Network:
         words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address, *options]
         if not dashboard:
             words.append("--include-dashboard=false")
+        self._dashboard_awaited = dashboard
         self._start_node(self.head, words, num_cpus, env or {})
 
     def start_node(
@@ -197,14 +215,19 @@ class Network:
         return self.head.run([sys.executable, "-c", f"{nodes}; alive = [n for n in nodes if n.state == 0]; {script}"])
 
     def wait_for_nodes(self, number: int) -> None:
-        """Until so many nodes are alive."""
+        """Until so many nodes are alive, and the head takes jobs."""
         deadline = time.monotonic() + START_S
         while True:
             done = self._ask_gcs(f"raise SystemExit(0 if len(alive) == {number} else 9)")
             if done.returncode == 0:
-                return
+                break
             logs = "\n".join(path.read_text() for path in self.folder.glob("*/node.log"))
             assert time.monotonic() < deadline, f"{done.stdout}{done.stderr}\n{logs}"
+
+        if self._dashboard_awaited:
+            done = self.head.run([sys.executable, "-c", TAKES_JOBS, f"http://{self.head.address}:{DASHBOARD_PORT}"])
+            assert done.returncode == 0, done.stderr
+            self._dashboard_awaited = False
 
     def node_id(self, host: Host) -> str:
         """Ray's id of the node that lives on a host."""
