@@ -182,14 +182,11 @@ class Network:
         self,
         *options: str,
         num_cpus: int,
-        dashboard: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """`options`: more of `ray start`."""
         words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address, *options]
-        if not dashboard:
-            words.append("--include-dashboard=false")
-        self._dashboard_awaited = dashboard
+        self._dashboard_awaited = True
         self._start_node(self.head, words, num_cpus, env or {})
 
     def start_node(
