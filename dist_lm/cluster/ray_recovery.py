@@ -41,6 +41,8 @@ SILENT_S = 1.0
 """A node that takes no connection within this time is believed to be gone."""
 GONE_S = 15.0
 """How long to wait until Ray says so, too."""
+LOOK_S = 1.0
+"""Between two looks for nodes that come, while there are too few."""
 _POLL_S = 0.1
 _SHUTDOWN = "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"
 _SHUTDOWN_S = "2"
@@ -54,17 +56,24 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         """`known`: ids of nodes that have been asked already."""
         self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
         self._restarts_left = max_restarts
+        self._looked_at = 0.0
 
     def after_controller_start(self, _context: Any) -> None:
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
         look_at_nodes_now()
 
-    def after_controller_state_update(self, _before: TrainControllerState, now: TrainControllerState) -> None:
-        if isinstance(now, RestartingState):
-            self._charge(now.training_failed_error)
-        if isinstance(now, RestartingState | ReschedulingState):
+    def after_controller_state_update(self, before: TrainControllerState, now: TrainControllerState) -> None:
+        if not isinstance(now, RestartingState | ReschedulingState):
+            return
+        # Ray comes by again and again with the same state while there are too few nodes.
+        if now is not before:
+            if isinstance(now, RestartingState):
+                self._charge(now.training_failed_error)
             wait_until_the_dead_are_known()
-            look_at_nodes_now()
+        elif time.monotonic() - self._looked_at < LOOK_S:
+            return
+        look_at_nodes_now()
+        self._looked_at = time.monotonic()
 
     def _charge(self, error: TrainingFailedError) -> None:
         """Count a restart, unless a node was taken away.  Raises where none is left: Ray then gives up."""
@@ -101,21 +110,31 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
 def look_at_nodes_now() -> None:
     """Ray looks at the nodes every 20 s, and would ask for workers on those that are gone until then."""
-    coordinator = get_or_create_autoscaling_coordinator()
-    ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=GONE_S)
+    try:
+        coordinator = get_or_create_autoscaling_coordinator()
+        ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=GONE_S)
+    except ray.exceptions.RayError as error:
+        log.warning("Ray does not look at the nodes now, but within 20 s: %s", error)
 
 
 def wait_until_the_dead_are_known() -> None:
     """Until Ray has given up each node that does not answer or is being drained; GONE_S at the most."""
     deadline = time.monotonic() + GONE_S
     while time.monotonic() < deadline:
-        draining = ray._private.state.state.get_draining_nodes()
-        nodes = ray_cluster.living_nodes()
-        with ThreadPoolExecutor(max_workers=64) as pool:
-            answers = list(pool.map(_answers, nodes))
-        if all(answers) and not any(node["NodeID"] in draining for node in nodes):
-            return
+        try:
+            if _the_dead_are_known():
+                return
+        except ray.exceptions.RayError as error:
+            log.warning("Ray does not tell which nodes live: %s", error)
         time.sleep(_POLL_S)
+
+
+def _the_dead_are_known() -> bool:
+    draining = ray._private.state.state.get_draining_nodes()
+    nodes = ray_cluster.living_nodes()
+    with ThreadPoolExecutor(max_workers=64) as pool:
+        answers = list(pool.map(_answers, nodes))
+    return all(answers) and not any(node["NodeID"] in draining for node in nodes)
 
 
 def _answers(node: dict[str, Any]) -> bool:
