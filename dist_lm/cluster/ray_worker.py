@@ -119,8 +119,10 @@ def _leave_node(ranks: Ranks, stop: StopFlag) -> None:
     nodes: a return it would take for the end of the run.  Returns where a person asked to stop."""
     if set(ranks.gather(stop.reason)) - {"", NODE_GOES}:
         return
+    if ranks.is_first:
+        log.info("%s: the group starts again without it", NODE_GOES)
     ranks.barrier()
-    raise NodeGoes("the checkpoint is saved; the group starts again without the node") from None
+    raise NodeGoes(NODE_GOES) from None
 
 
 class NodeGoes(Exception):
