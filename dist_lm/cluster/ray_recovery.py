@@ -20,6 +20,7 @@ import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
@@ -52,11 +53,12 @@ _SHUTDOWN_S = "2"
 class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Looks at the nodes before each group of workers but the first."""
 
-    def __init__(self, run_dir: Path, final_errors: Path, *, known: set[str], max_restarts: int) -> None:
+    def __init__(self, run_dir: Path, final_errors: Path, *, known: set[str], max_restarts: int, elastic: bool) -> None:
         """`known`: ids of nodes that have been asked already."""
         self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
-        self._restarts_left = max_restarts
+        self._restarts_left, self._elastic = max_restarts, elastic
         self._looked_at = 0.0
+        self._going: set[str] = set()
 
     def after_controller_start(self, _context: Any) -> None:
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
@@ -69,7 +71,8 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         if now is not before:
             if isinstance(now, RestartingState):
                 self._charge(now.training_failed_error)
-            wait_until_the_dead_are_known()
+            # While the old group stands, Ray gives up no node that it drains.
+            wait_until_gone(draining=isinstance(now, ReschedulingState))
         elif time.monotonic() - self._looked_at < LOOK_S:
             return
         look_at_nodes_now()
@@ -86,6 +89,14 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._restarts_left -= 1
 
     def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
+        self._check_new_nodes()
+        going = draining_nodes() - self._going
+        if self._elastic and going:
+            # Ray counts a node that goes, and puts nothing on it: it would wait for the old number.
+            self._going |= going
+            raise WorkerGroupStartupFailedError(f"{len(going)} nodes are being taken away")
+
+    def _check_new_nodes(self) -> None:
         new = [node for node in ray_cluster.living_nodes() if node["NodeID"] not in self._known]
         if not new:
             return
@@ -117,24 +128,25 @@ def look_at_nodes_now() -> None:
         log.warning("Ray does not look at the nodes now, but within 20 s: %s", error)
 
 
-def wait_until_the_dead_are_known() -> None:
-    """Until Ray has given up each node that does not answer or is being drained; GONE_S at the most."""
+def wait_until_gone(*, draining: bool) -> None:
+    """Until Ray has given up each node that does not answer, or (`draining`) is being drained; GONE_S at
+    the most."""
     deadline = time.monotonic() + GONE_S
     while time.monotonic() < deadline:
         try:
-            if _the_dead_are_known():
+            with ThreadPoolExecutor(max_workers=64) as pool:
+                answers = list(pool.map(_answers, ray_cluster.living_nodes()))
+            if all(answers) and not (draining and draining_nodes()):
                 return
         except ray.exceptions.RayError as error:
             log.warning("Ray does not tell which nodes live: %s", error)
         time.sleep(_POLL_S)
 
 
-def _the_dead_are_known() -> bool:
-    draining = ray._private.state.state.get_draining_nodes()
-    nodes = ray_cluster.living_nodes()
-    with ThreadPoolExecutor(max_workers=64) as pool:
-        answers = list(pool.map(_answers, nodes))
-    return all(answers) and not any(node["NodeID"] in draining for node in nodes)
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are being drained and still live."""
+    alive = {node["NodeID"] for node in ray_cluster.living_nodes()}
+    return alive & set(ray._private.state.state.get_draining_nodes())
 
 
 def _answers(node: dict[str, Any]) -> bool:
