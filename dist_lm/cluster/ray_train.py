@@ -88,14 +88,14 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         "launch": name,
         "final_errors": str(final_errors),
     }
-    trainer = _trainer(
-        settings,
-        section,
-        scale,
-        name=name,
-        storage=storage,
-        recovery=Recovery(run_dir, final_errors, known={node["NodeID"] for node in nodes}, max_restarts=max_restarts),
+    recovery = Recovery(
+        run_dir,
+        final_errors,
+        known={node["NodeID"] for node in nodes},
+        max_restarts=max_restarts,
+        elastic=scale.elastic,
     )
+    trainer = _trainer(settings, section, scale, name=name, storage=storage, recovery=recovery)
     with (
         _stop_file_on_signal(RunDir(run_dir).stop_file) as stopped,
         gauges_of(RunDir(run_dir).metrics, run_dir.name),
