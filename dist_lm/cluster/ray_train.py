@@ -55,7 +55,7 @@ STOP_AGAIN_S = 1.0
 _SIGNALS_S = 0.5
 """How often the main thread looks up from waiting, so that Python runs its signal handlers."""
 START_ELASTIC_S = "15"
-"""After a node's death Ray asks for the old number once more, and waits this long before it takes fewer."""
+"""How long a group waits for nodes that Ray believes in, before it takes fewer."""
 
 
 def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
@@ -101,6 +101,11 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         gauges_of(RunDir(run_dir).metrics, run_dir.name),
     ):
         crash = _fit(trainer, RunDir(run_dir), stopped)
+    return _end(crash, final_errors, RunDir(run_dir))
+
+
+def _end(crash: Exception | None, final_errors: Path, run_dir: RunDir) -> int:
+    """Tell how the run ended; returns the exit code."""
     told_by = sorted(final_errors.iterdir())
     if told_by:
         told = json.loads(told_by[0].read_text())
@@ -111,7 +116,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     if crash is not None:
         cause = getattr(crash, "controller_failure", crash)
         print(
-            f"error[crash] {str(cause).splitlines()[0]}\n  tracebacks: {RunDir(run_dir).errors}",
+            f"error[crash] {str(cause).splitlines()[0]}\n  tracebacks: {run_dir.errors}",
             file=sys.stderr,
             flush=True,
         )
