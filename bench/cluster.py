@@ -127,9 +127,8 @@ class Run:
 
 @contextmanager
 def run_on(net: Network, folder: Path, data: Path, *overrides: str) -> Iterator[Run]:
-    """A run that trains; ended with all its workers when the block ends."""
+    """A run that trains; stopped when the block ends."""
     folder.mkdir()
-    # A node's loss ends what rank 0 writes to the shared folder; every step is recorded.
     recipe = write_recipe(folder / "recipe.yaml", data, run__steps=ENDLESS, run__save_every=20, run__keep=2)
     log = folder / "driver.log"
     net.head.popen([sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe, *overrides], log)
@@ -139,11 +138,8 @@ def run_on(net: Network, folder: Path, data: Path, *overrides: str) -> Iterator[
         run.until_it_trains()
         yield run
     finally:
-        pids = run.worker_pids() if run.attempts() else []
-        driver.kill()
+        driver.terminate()
         driver.wait()
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
-            time.sleep(0.1)
 
 
 def host_of(net: Network, pid: int) -> Host:
@@ -194,7 +190,8 @@ def _elastic(net: Network, folder: Path, data: Path, fault: Callable[[Host], Non
     with run_on(net, folder, data, ELASTIC) as run:
         host = host_of(net, run.worker_pids()[1])
         phases = run.measure(lambda: fault(host))
-        host.kill()
+        print(f"{fault.__name__} {phases}", file=sys.stderr, flush=True)
+    host.kill()
     host.join_again()
     net.start_node(host)
     give_back(net, spare)

@@ -22,6 +22,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
     RestartingState,
@@ -33,7 +34,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from dist_lm.cluster import ray_cluster
 from dist_lm.cluster.ray_worker import NodeGoes
-from dist_lm.disk import write_json
+from dist_lm.disk import write_bytes, write_json
 from dist_lm.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -60,9 +61,18 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._looked_at = 0.0
         self._going: set[str] = set()
 
-    def after_controller_start(self, _context: Any) -> None:
+    def after_controller_start(self, context: TrainRunContext) -> None:
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
+        self._give_back_what_a_killed_driver_holds(context.run_id)
         look_at_nodes_now()
+
+    def _give_back_what_a_killed_driver_holds(self, run_id: str) -> None:
+        """Ray keeps the nodes that an elastic run asked for three minutes longer than its driver lives."""
+        path = self._final_errors.parent / "run_id"
+        before = path.read_text() if path.exists() else ""
+        write_bytes(path, run_id.encode())
+        if before:
+            get_or_create_autoscaling_coordinator().cancel_request.remote(f"train-{before}")
 
     def after_controller_state_update(self, before: TrainControllerState, now: TrainControllerState) -> None:
         if not isinstance(now, RestartingState | ReschedulingState):
