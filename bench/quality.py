@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +171,10 @@ def judged(plan: Plan, model: Path, folder: Path) -> float:
     return float(judge_file(request, Slicing(resamples=0))["figures"][plan.metric])
 
 
-def run(job: Job, out: Path) -> tuple[float, float]:
+def run(job: Job, plan: Plan, folder: Path) -> tuple[float, float]:
     """The figure, and the seconds that it took."""
     began = time.monotonic()
     prepare_environment()
-    plan, folder = PLANS[job.name], out / job.name
     model = folder / f"{job.system}-{job.seed}"
     {"dist_lm": train_dist_lm, "hf": train_hf}[job.system](plan, folder, job.seed, model)
     return round(judged(plan, model, folder), 4), time.monotonic() - began
@@ -193,6 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for data, runs, models and results.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=list(PLANS), help="of the sets given, these")
+    parser.add_argument("--steps", type=int, help="of each training, to try out the bench; needs an --out of its own")
     parser.add_argument("--workers", type=int, default=2, help="trainings side by side")
     for name, count in {"sst2": 2, "ner": 2, "qa": 1, "translation": 4, "wikitext": 2}.items():
         parser.add_argument(f"--{name}", nargs=count, metavar="FILE")
@@ -200,15 +200,16 @@ def main() -> None:
     prepare_environment()
     kept = arguments.out / "results.json"
     results: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    plans = {name: replace(plan, steps=arguments.steps or plan.steps) for name, plan in PLANS.items()}
     names = [name for name in arguments.tasks or PLANS if getattr(arguments, name)]
     jobs = list(missing(results, names, arguments.seeds))
     for name in {job.name: None for job in jobs}:
-        prepare_data(name, PLANS[name], getattr(arguments, name), arguments.out / name)
+        prepare_data(name, plans[name], getattr(arguments, name), arguments.out / name)
         for seed in {job.seed for job in jobs if job.name == name}:
-            first_weights(PLANS[name], arguments.out / name, seed)
+            first_weights(plans[name], arguments.out / name, seed)
     # A fresh process each: neither system finds a generator or a thread of the other.
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        running = {pool.submit(run, job, arguments.out): job for job in jobs}
+        running = {pool.submit(run, job, plans[job.name], arguments.out / job.name): job for job in jobs}
         for done in as_completed(running):
             job, (figure, seconds) = running[done], done.result()
             results[job.key] = figure

@@ -7,6 +7,7 @@ Promises: heavy libraries are imported inside the verbs.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,16 +106,10 @@ def predict(
 
     dist-lm predict --from /shared/runs/ner --in /shared/texts.jsonl --out /shared/entities.jsonl --ray
     """
-    options: dict[str, Any] = {
-        "explain": explain,
-        "top_k": top_k,
-        "n_best": n_best,
-        "beams": beams,
-        "max_new_tokens": max_new_tokens,
-    }
     request = _request(
         model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),
-        ray=ray, batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain, **options,
+        ray=ray, batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain,
+        top_k=top_k, n_best=n_best, beams=beams, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     from dist_lm.predict import predict_file
 
@@ -178,6 +173,7 @@ def _request(
     from dist_lm.worker import prepare_environment
 
     prepare_environment()
+    _refuse_launchers()
     from dist_lm.predict import Request
     from dist_lm.predictors.base import PredictOptions
 
@@ -187,6 +183,18 @@ def _request(
     return Request(
         model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks, ray=ray, reading=reading
     )
+
+
+def _refuse_launchers() -> None:
+    """ConfigError under torchrun or `deepspeed`, whose processes would each do the whole work."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1":
+        raise ConfigError(
+            f"predict and eval were started {started} times",
+            where="WORLD_SIZE",
+            why="They start their own processes, one a share of the records.",
+            do="Start them once, without torchrun or deepspeed, with --ranks N; the processes share the GPUs.",
+        )
 
 
 def _names(renamed: list[str]) -> dict[str, str]:

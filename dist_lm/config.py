@@ -122,6 +122,11 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
         yield f"data.stages begin at step {steps[-1]}, after run.steps {run.steps}", ("data.stages", "run.steps")
     if steps and len(config.data.sources) < 2:
         yield "data.stages has no effect: data.train is not a mixture", ("data.stages", "data.train")
+    if getattr(config.task, "class_weights", None) == "balanced" and len(config.data.sources) > 1:
+        yield (
+            "task.class_weights balanced is for one data set, data.train is a mixture; write the weights",
+            ("task.class_weights", "data.train"),
+        )
     if config.precision == "fp16" and config.zero == 0:
         yield "precision fp16 needs zero 1, 2 or 3: at stage 0 DeepSpeed does not clip", ("precision", "zero")
     for key in ("eval_every", "best", "early_stop"):

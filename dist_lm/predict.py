@@ -33,8 +33,8 @@ from dist_lm.predictors.registry import predictor_for
 from dist_lm.trained import open_trained
 from dist_lm.worker import prepare_environment
 
-_BATCHES_AHEAD = 32
-"""Batches whose records are sorted by length together."""
+_BATCHES_AHEAD = 8
+"""Batches whose records are sorted by length together: a chunk, which no two processes share."""
 _EXAMPLES_SHOWN = 3
 Bad = tuple[str, str]
 """Where a record is that cannot be used, and why it cannot."""
@@ -90,7 +90,7 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
     if request.ray:
         slots, gpu = ray_slots()
         request, out = on_cluster(request, slots), out.absolute()
-    shares = divide(count_input(request.records, request.reading), request.ranks)
+    shares = divide(request, count_input(request.records, request.reading))
     with disk.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         parts = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
@@ -133,10 +133,16 @@ def _page(request: Request, out: Path, prediction_field: str, count: int) -> str
         )
 
 
-def divide(count: int, ranks: int) -> list[Share]:
-    """Contiguous shares of `count` records, as equal as can be; none is empty."""
-    ranks = max(1, min(ranks, count))
-    bounds = [count * number // ranks for number in range(ranks + 1)]
+def divide(request: Request, count: int) -> list[Share]:
+    """Contiguous shares of `count` records, as equal as can be; none is empty.
+
+    Whole chunks: a record's neighbours in its batch, and so the last digits of what is predicted for it,
+    are the same however many share.
+    """
+    size = request.options.batch_rows * _BATCHES_AHEAD
+    num_chunks = -(-count // size)
+    ranks = min(request.ranks, num_chunks)
+    bounds = [min(count, size * (num_chunks * number // ranks)) for number in range(ranks + 1)]
     return [Share(number, bounds[number], bounds[number + 1]) for number in range(ranks)]
 
 

@@ -109,6 +109,11 @@ def test_a_wrong_mixture_is_refused_with_the_item_and_the_place(override: str, m
     assert override in said or "c.yaml:" in said
 
 
+def test_balanced_weights_need_one_data_set() -> None:
+    said = refusal(mixed(), "task={name: classification, class_weights: balanced}")
+    assert "task.class_weights balanced is for one data set" in said
+
+
 @pytest.mark.parametrize("location", ["https://anna:pass-word@host/train", "https://host/train?sig=pass-word"])
 @pytest.mark.parametrize("key", ["data.train", "data.heldout"])
 def test_a_url_with_a_secret_is_refused_and_not_shown(key: str, location: str) -> None:

@@ -29,6 +29,7 @@ from dist_lm.errors import DataError, EnvironmentFault
 MANIFEST_NAME = "manifest.json"
 FORMAT = "dist_lm-blocks"
 FORMAT_VERSION = 1
+LABEL_COUNTS = "label_counts"
 
 # Little-endian on disk, whatever the machine.
 DTYPES = {
@@ -132,7 +133,8 @@ class Manifest:
     facts: dict[str, Any] = field(default_factory=dict)
     """What a task must know of the rows beyond their columns (Kind.facts).  JSON values only."""
     preparation: dict[str, Any] = field(default_factory=dict)
-    """Identity of the options and inputs, and counts of what was kept and dropped.  JSON values only."""
+    """Identity of the options and inputs, counts of what was kept and dropped, and under LABEL_COUNTS how
+    often each label stands in the rows.  JSON values only."""
 
     @classmethod
     def load(cls, location: str | Path) -> Manifest:

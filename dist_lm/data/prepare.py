@@ -31,7 +31,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.manifest import MANIFEST_NAME, Manifest
+from dist_lm.data.manifest import LABEL_COUNTS, MANIFEST_NAME, Manifest
 from dist_lm.data.preparation.job import HELDOUT, TRAIN, Job, PartOfMap, WorkFolder
 from dist_lm.data.preparation.map_task import BAD, READ, MapSummary, map_split
 from dist_lm.data.preparation.plan import PrepareOptions, check_options, identity_of, plan_job
@@ -149,9 +149,20 @@ def _finished(options: PrepareOptions, identity: dict[str, Any]) -> tuple[Prepar
     return PrepareReport(True, counts, splits, options.out), found
 
 
+def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an identity, those of inner mappings as outer.inner."""
+    flat: dict[str, Any] = {}
+    for name, value in identity.items():
+        flat |= {f"{name}.{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, now = _by_name(old), _by_name(new)
     changed = [
-        f"{name}: {json.dumps(old.get(name))} -> {json.dumps(new[name])}" for name in new if old.get(name) != new[name]
+        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(value)}"
+        for name, value in now.items()
+        if name not in before or before[name] != value
     ]
     if changed:
         raise ConfigError(
@@ -195,13 +206,23 @@ def _run(
             shards=shards,
             labels=mapped.labels,
             facts=job.kind.facts(tokenizer, job.rules),
-            preparation={"identity": identity, "counts": report.counts},
+            preparation={
+                "identity": identity,
+                "counts": report.counts,
+                LABEL_COUNTS: _label_counts(mapped.labels, mine),
+            },
         )
     # The held-out set is published last: where it is, all is there.
     for name, manifest in manifests.items():
         manifest.save(options.out / name)
         report.splits[name] = _facts(manifest)
     return report, manifests
+
+
+def _label_counts(labels: Sequence[str], summaries: Sequence[ReduceSummary]) -> dict[str, int]:
+    return {
+        label: sum(summary.label_counts.get(number, 0) for summary in summaries) for number, label in enumerate(labels)
+    }
 
 
 @dataclass

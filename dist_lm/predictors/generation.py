@@ -8,6 +8,7 @@ same text; special tokens are not part of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from dist_lm.data.kinds import fields as checked
 from dist_lm.data.kinds.base import Fields, Unusable
-from dist_lm.data.kinds.chat import ASSISTANT, encode_chat, encode_prompt, load_template
+from dist_lm.data.kinds.chat import ASSISTANT, ChatTemplate, encode_chat, encode_prompt, load_template
 from dist_lm.data.kinds.instruction import clean_dialogue
 from dist_lm.data.kinds.seq2seq import cut, framed
 from dist_lm.predictors.base import Prediction, Predictor
@@ -111,6 +112,10 @@ class InstructionPredictor(ContinuationPredictor):
 
     fields = {"prompt": "an instruction", "messages": "a dialogue instead, a list of {role, content}"}
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return load_template(self.tokenizer.path)
+
     def clean(self, fields: Fields) -> list[int]:
         messages = clean_dialogue(fields)
         if fields.get("messages") is None or messages[-1]["role"] == ASSISTANT:
@@ -118,14 +123,14 @@ class InstructionPredictor(ContinuationPredictor):
             messages = messages[:-1] if messages[-1]["role"] == ASSISTANT else messages
         if not messages:
             raise Unusable("the dialogue holds an answer alone")
-        ids = encode_prompt(messages, load_template(self.tokenizer.path), self.tokenizer)
+        ids = encode_prompt(messages, self.template, self.tokenizer)
         return ids[-max(self.seq_len - self.options.max_new_tokens, 1) :]
 
     def _generate(self, rows: list[list[int]]) -> list[Prediction]:
         return [{"text": prediction["text"].strip()} for prediction in super()._generate(rows)]
 
     def expected(self, fields: Fields) -> list[tuple[list[int], list[bool]]]:
-        pieces = encode_chat(clean_dialogue(fields), load_template(self.tokenizer.path), self.tokenizer)
+        pieces = encode_chat(clean_dialogue(fields), self.template, self.tokenizer)
         ids = [number for piece, _ in pieces for number in piece][: self.seq_len]
         answer = [is_answer for piece, is_answer in pieces for _ in piece][: self.seq_len]
         answer[:1] = [False]

@@ -27,7 +27,7 @@ from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import ConfigError
 from dist_lm.tasks.base import MicroBatch, Task
-from dist_lm.tasks.heads import Head, decoder_heads, find_head, loss_sums_in_chunks, takes, trial
+from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, takes, trial
 
 log = logging.getLogger(__name__)
 _TRIAL_TOKENS = 8
@@ -55,13 +55,7 @@ class CausalLanguageModelling(Task):
 
     def prepare_for(self, model: PreTrainedModel) -> None:
         """Find out what the model allows: documents apart from each other, a head at some positions."""
-        ids = torch.arange(_TRIAL_TOKENS)[None] % self.tokenizer.vocab_size
-        self._head = find_head(
-            model,
-            decoder_heads(model),
-            lambda: model.base_model(input_ids=ids, use_cache=False).last_hidden_state,
-            lambda: model(input_ids=ids, use_cache=False).logits,
-        )
+        self._head = find_decoder_head(model)
         if self.settings.documents == "joined":
             return
         self.isolated = _keeps_documents_apart(model)
@@ -98,17 +92,13 @@ class CausalLanguageModelling(Task):
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
-        places_N, labels_N = inputs["target_places"], inputs["target_labels"]
-        head = self._head
-        if head is None:
-            found_NX = model(**seen, use_cache=False).logits.flatten(0, 1)[places_N]
-        else:
-            found_NX = model.base_model(**seen, use_cache=False).last_hidden_state.flatten(0, 1)[places_N]
-        return loss_sums_in_chunks(
+        return decoder_loss_sums(
             "lm",
-            (lambda logits: logits) if head is None else (lambda hidden: head(model, hidden)),
-            found_NX,
-            labels_N,
+            model,
+            self._head,
+            seen,
+            inputs["target_places"],
+            inputs["target_labels"],
             chunk=self.settings.head_chunk,
             smoothing=self.settings.label_smoothing if model.training else 0.0,
         )

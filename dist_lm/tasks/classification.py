@@ -10,7 +10,7 @@ Shapes: B rows, T tokens per row, N real rows, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from dist_lm import model as models
 from dist_lm.config import ClassificationTask, ModelSection
+from dist_lm.data.manifest import LABEL_COUNTS, Manifest
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
@@ -71,7 +72,7 @@ class Classification(Task):
                 why=f"They belong to one label a text; this is {self.problem.replace('_', ' ')}.",
                 do="Remove them.",
             )
-        self.weights_C = class_weights(settings.class_weights, self.labels)
+        self.weights_C = class_weights(settings.class_weights, view.manifest)
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         head = {"num_labels": 1} if self.problem == NUMBER else head_fields(self.labels)
@@ -179,14 +180,19 @@ def metric_set(problem: str, labels: tuple[str, ...]) -> MetricSet:
     return ManyClasses(labels) if problem == MANY else OneClass(labels)
 
 
-def class_weights(weights: Mapping[str, float], labels: tuple[str, ...]) -> Tensor | None:
+def class_weights(weights: Mapping[str, float] | Literal["balanced"], manifest: Manifest) -> Tensor | None:
     """[C] weight of each class; None where all weigh 1.  ConfigError for a class that is none."""
+    labels = manifest.labels
+    if weights == "balanced":
+        counts = [manifest.preparation[LABEL_COUNTS][label] for label in labels]
+        # A label of the held-out rows alone is no target of training.
+        return torch.tensor([sum(counts) / (len(labels) * count) if count else 1.0 for count in counts])
     unknown = sorted(set(weights) - set(labels))
     if unknown:
         raise ConfigError(
             f"`{unknown[0]}` is no label of the data set",
             where="task.class_weights",
             why=f"Its labels: {', '.join(labels[:20])}{' ...' if len(labels) > 20 else ''}.",
-            do="Name labels of the data set.",
+            do="Name labels of the data set, or write balanced.",
         )
     return torch.tensor([weights.get(label, 1.0) for label in labels]) if weights else None

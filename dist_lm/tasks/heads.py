@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ ENCODER_HEADS = (
     Head(("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector")),  # DistilBERT
     Head(("head", "decoder")),  # ModernBERT
 )
+_TRIAL_TOKENS = 8
 _TRIAL_TOLERANCE = 1e-4
 """Of the largest logit: fp32 sums in another order."""
 
@@ -89,6 +91,38 @@ def find_head(
         type(model).__name__,
     )
     return None
+
+
+def find_decoder_head(model: Any) -> Head | None:
+    """The head of a causal model over the vocabulary, or None."""
+    ids = torch.arange(_TRIAL_TOKENS)[None] % model.config.vocab_size
+    return find_head(
+        model,
+        decoder_heads(model),
+        lambda: model.base_model(input_ids=ids, use_cache=False).last_hidden_state,
+        lambda: model(input_ids=ids, use_cache=False).logits,
+    )
+
+
+def decoder_loss_sums(
+    objective: str,
+    model: Any,
+    head: Head | None,
+    seen: Mapping[str, Tensor],
+    places_N: Tensor,
+    labels_N: Tensor,
+    *,
+    chunk: int,
+    smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """Sums of a causal model's loss at some places of the flattened rows; `seen`: the model's inputs."""
+    logits_of: Callable[[Tensor], Tensor] = nn.Identity()
+    if head is None:
+        found_NX = model(**seen, use_cache=False).logits.flatten(0, 1)[places_N]
+    else:
+        found_NX = model.base_model(**seen, use_cache=False).last_hidden_state.flatten(0, 1)[places_N]
+        logits_of = partial(head, model)
+    return loss_sums_in_chunks(objective, logits_of, found_NX, labels_N, chunk=chunk, smoothing=smoothing)
 
 
 @contextmanager

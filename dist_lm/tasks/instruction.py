@@ -5,7 +5,7 @@ the tokens of answers.
 Promises: the dialogues of a row do not see each other: positions begin anew with each, and
 transformers' packed mask follows from them; so packed rows give the loss of the dialogues alone.
 
-Shapes: B rows, T tokens per row, N targets, V vocabulary.
+Shapes: B rows, T tokens per row, N targets.
 """
 
 from __future__ import annotations
@@ -19,26 +19,32 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dist_lm import model as models
-from dist_lm.config import ModelSection
+from dist_lm.config import InstructionTask, ModelSection
 from dist_lm.data.rows import Rows
-from dist_lm.tasks.base import MicroBatch, Task, clipped, cross_entropy_sums
+from dist_lm.data.tokenizer import Tokenizer
+from dist_lm.data.views import View
+from dist_lm.tasks.base import MicroBatch, Task, clipped
+from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head
 
 
 class InstructionTuning(Task):
     data_kind = "instruction"
     objectives = ("answer",)
 
+    def __init__(self, settings: InstructionTask, tokenizer: Tokenizer, view: View, seed: int) -> None:
+        super().__init__(tokenizer, view, seed)
+        self.settings = settings
+        self._head: Head | None = None
+
     def build_model(self, section: ModelSection) -> PreTrainedModel:
-        return self.described(
-            models.build(
-                section,
-                self.tokenizer,
-                AutoModelForCausalLM,
-                family="gpt2",
-                positions=self.view.seq_len,
-                seed=self.seed,
-            )
+        model = models.build(
+            section, self.tokenizer, AutoModelForCausalLM, family="gpt2", positions=self.view.seq_len, seed=self.seed
         )
+        self.prepare_for(model)
+        return self.described(model)
+
+    def prepare_for(self, model: PreTrainedModel) -> None:
+        self._head = find_decoder_head(model)
 
     def collate(self, rows: Rows) -> MicroBatch:
         ids_BT, lengths_B = clipped(rows, "tokens", "length")
@@ -61,6 +67,7 @@ class InstructionTuning(Task):
         return MicroBatch(inputs, {"answer": len(judged)}, int(lengths_B[rows.real].sum()), ids_BT.size)
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
-        logits_NV = output.logits.flatten(0, 1)[inputs["judged"]]
-        return cross_entropy_sums("answer", logits_NV, inputs["labels"])
+        seen = {name: inputs[name] for name in ("input_ids", "position_ids")}
+        return decoder_loss_sums(
+            "answer", model, self._head, seen, inputs["judged"], inputs["labels"], chunk=self.settings.head_chunk
+        )

@@ -47,4 +47,4 @@ def build_task(settings: TaskSettings, tokenizer: Tokenizer, view: View, seed: i
         case Seq2SeqTask():
             return Seq2Seq(settings, tokenizer, view, seed)
         case InstructionTask():
-            return InstructionTuning(tokenizer, view, seed)
+            return InstructionTuning(settings, tokenizer, view, seed)

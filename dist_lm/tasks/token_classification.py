@@ -52,7 +52,7 @@ class TokenClassification(Task):
                 where="data.train",
                 do="Check the field `tags` of the records (`--field tags=NAME` takes another).",
             )
-        self.weights_C = class_weights(settings.class_weights, self.labels)
+        self.weights_C = class_weights(settings.class_weights, view.manifest)
         self._suffix = len(tokenizer.frame().suffix)
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:

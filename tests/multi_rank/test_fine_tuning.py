@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.errors import ConfigError
@@ -34,6 +40,12 @@ CASES: dict[str, tuple[str, int, dict[str, Any], str | None, dict[str, Any]]] = 
     "answers": ("question_answering", 2, {}, None, {"doc_stride": 8}),
     "translation": ("seq2seq", 3, {"label_smoothing": 0.1}, "T5ForConditionalGeneration", {"prefix": "turn: "}),
     "chat": ("instruction", 1, {}, "GPT2LMHeadModel", {}),
+}
+# Case of a LoRA run on two ranks: class of its base, stage of ZeRO, class of what is exported.
+ADAPTED: dict[str, tuple[str, int, Any]] = {
+    "chat": ("GPT2LMHeadModel", 1, AutoModelForCausalLM),
+    "one": ("BertForMaskedLM", 3, AutoModelForSequenceClassification),
+    "translation": ("T5ForConditionalGeneration", 3, AutoModelForSeq2SeqLM),
 }
 STEPS = 4
 
@@ -74,7 +86,7 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [record_of(case, number, text) for number, text in enumerate(texts)]
         for split, part in (("train", records[:96]), ("heldout", records[96:])):
             write_dataset(root / case / split, kind, part, tokenizer, seq_len=64, **options)
-        write_records(str(root / case / "heldout.jsonl"), records[96:])
+        write_records(root / case / "heldout.jsonl", records[96:])
         if model:
             no_dropout: dict[str, Any] = {"dropout_rate": 0.0}
             if model == "GPT2LMHeadModel":
@@ -96,11 +108,15 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 dropped["model"]["from"] = str(folder)
                 dropped["run"]["dir"] = str(root / "dropout-1")
                 planned.append(dropped)
-            if case == "chat" and num_ranks == 2:
+            if case in ADAPTED and num_ranks == 2:
+                class_name, stage, _ = ADAPTED[case]
                 adapted = json.loads(json.dumps(config))
-                adapted["model"]["lora"] = {"rank": 4, "dropout": 0.0}
-                adapted["optim"]["lr"] = 0.05
-                adapted["run"]["dir"] = str(root / "lora-2")
+                folder = root / case / "model"
+                if not model:
+                    save_model(class_name, topics_data / "tokenizer", folder)
+                adapted["model"] = {"from": str(folder), "lora": {"rank": 4, "dropout": 0.0}}
+                adapted["zero"], adapted["optim"]["lr"] = stage, 0.05
+                adapted["run"]["dir"] = str(root / f"lora-{case}-2")
                 planned.append(adapted)
     for num_ranks, planned in configs.items():
         train_scenarios(root, planned, num_ranks=num_ranks)
@@ -131,23 +147,27 @@ def test_loaded_weights_are_trained_with_the_dropout_of_their_config(root: Path)
     assert losses(root / "dropout-1")[1] != pytest.approx(losses(root / "chat-1")[1], rel=1e-3)
 
 
-def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ADAPTED)
+def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path, case: str) -> None:
     from peft import PeftModel
 
-    tokenizer = AutoTokenizer.from_pretrained(root / "chat" / "model")
-    inputs = tokenizer("the import statement", return_tensors="pt", return_token_type_ids=False)
-    base = AutoModelForCausalLM.from_pretrained(root / "chat" / "model").eval()
+    run, folder, auto_class = root / f"lora-{case}-2", root / case / "model", ADAPTED[case][2]
+    ids = AutoTokenizer.from_pretrained(folder)("the import statement", return_tensors="pt")["input_ids"]
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if case == "translation" else {})}
+    assert export(str(run), tmp_path / "merged").largest_logit_difference == 0.0
+    merged = auto_class.from_pretrained(tmp_path / "merged").eval()
+    labels = {"num_labels": merged.config.num_labels} if case == "one" else {}
+    torch.manual_seed(1)
+    base = auto_class.from_pretrained(folder, **labels).eval()
     before = base(**inputs).logits
-    assert export(str(root / "lora-2"), tmp_path / "merged").largest_logit_difference == 0.0
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.state_dict().keys() == base.state_dict().keys()
-    export_adapter(str(root / "lora-2"), tmp_path / "adapter")
+    export_adapter(str(run), tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-5)
+    assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, merged(**inputs).logits, atol=1e-3)
     with pytest.raises(ConfigError, match="has no adapter"):
-        export_adapter(str(root / "chat-2"), tmp_path / "none")
+        export_adapter(str(root / f"{case}-2"), tmp_path / "none")
 
 
 @pytest.mark.parametrize("case", CASES)

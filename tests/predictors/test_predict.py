@@ -13,7 +13,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from typer.testing import CliRunner
 
+from dist_lm.cli import app
 from dist_lm.data.kinds.base import Unusable
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.judge import Slicing, judge_file
@@ -222,6 +224,27 @@ def test_records_come_from_whatever_preparation_reads(models: Any, tmp_path: Pat
         predict_file(Request(str(folder), str(tmp_path / "in.jsonl.gz")), tmp_path / "out.jsonl")
 
 
+def test_the_verbs_predict_and_eval(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models("BertForSequenceClassification")
+    (tmp_path / "in.csv").write_text("review,label\n" + "".join(f"{text},pos\n" for text in TEXTS))
+    given = ["--from", str(folder), "--in", str(tmp_path / "in.csv"), "--field", "text=review"]
+    predicting = ["predict", *given, "--out", str(tmp_path / "out.jsonl"), "--explain"]
+    done = CliRunner().invoke(app, predicting, catch_exceptions=False)
+    assert done.stdout == f"{tmp_path / 'out.jsonl'}: {len(TEXTS)} records\n"
+    written = read_records(tmp_path / "out.jsonl")
+    assert [line["review"] for line in written] == TEXTS
+    assert written[0]["prediction"]["explanations"]
+    assert TEXTS[0].split()[0] in (tmp_path / "out.html").read_text()
+    judging = ["eval", *given, "--out", str(tmp_path / "figures.json"), "--resamples", "0"]
+    CliRunner().invoke(app, judging, catch_exceptions=False)
+    guessed = [line["prediction"]["label"] == "pos" for line in written]
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"]["accuracy"] == sum(guessed) / len(TEXTS)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for words in (predicting, judging):
+        with pytest.raises(ConfigError, match="started 2 times"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+
+
 def test_an_empty_file_and_a_model_of_another_task_are_refused(models: Any, tmp_path: Path) -> None:
     folder = models("BertForSequenceClassification")
     empty = tmp_path / "in.jsonl"
@@ -259,8 +282,14 @@ def test_records_that_cannot_be_predicted_say_why(
 
 
 def test_shares_are_contiguous_and_none_is_empty() -> None:
-    assert [(share.begin, share.end) for share in divide(7, 3)] == [(0, 2), (2, 4), (4, 7)]
-    assert [(share.begin, share.end) for share in divide(2, 5)] == [(0, 1), (1, 2)]
+    def shares(count: int, ranks: int) -> list[tuple[int, int]]:
+        request = Request("model", "in.jsonl", PredictOptions(batch_rows=1), ranks=ranks)
+        return [(share.begin, share.end) for share in divide(request, count)]
+
+    # Eight records are a chunk, which is not divided.
+    assert shares(56, 3) == [(0, 16), (16, 32), (32, 56)]
+    assert shares(9, 5) == [(0, 8), (8, 9)]
+    assert shares(1, 5) == [(0, 1)]
 
 
 def judged(

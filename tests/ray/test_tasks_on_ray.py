@@ -16,6 +16,7 @@ from dist_lm.data.prepare import prepare
 from dist_lm.data.tokenizer import Tokenizer, train_tokenizer
 from dist_lm.errors import DataError, EnvironmentFault
 from dist_lm.predict import Request, predict_file
+from dist_lm.predictors.base import PredictOptions
 from tests.data.preparation.preparing import TEXTS, files_of, options, write_lines
 from tests.gloo_ranks import REPOSITORY, run_command, write_recipe
 from tests.predictors.small_models import save_model, write_records
@@ -56,7 +57,7 @@ def test_ray_predicts_what_this_process_predicts(
     write_records(tmp_path / "in.jsonl", [*words, {"n": 200}])
     # The workers of Ray are in another folder.
     monkeypatch.chdir(tmp_path)
-    here = Request("model", "in.jsonl", max_bad=1)
+    here = Request("model", "in.jsonl", PredictOptions(batch_rows=4), max_bad=1)
     assert predict_file(here, Path("here.jsonl")) == (201, 1)
     assert predict_file(dataclasses.replace(here, ray=True), Path("ray.jsonl")) == (201, 1)
     assert Path("ray.jsonl").read_bytes() == Path("here.jsonl").read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from dist_lm.config import (
     ClassificationTask,
+    InstructionTask,
     ModelSection,
     Seq2SeqTask,
     TokenClassificationTask,
@@ -224,15 +226,22 @@ def _causal(family: str, tokenizer: Tokenizer) -> torch.nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_packed_dialogues_have_the_loss_of_each_alone(tokenizer: Tokenizer, family: str) -> None:
+@pytest.mark.parametrize(("family", "chunk"), [("gpt2", 1024), ("llama", 1024), ("llama", 7)])
+def test_packed_dialogues_have_the_loss_of_each_alone(tokenizer: Tokenizer, family: str, chunk: int) -> None:
     records = [{"prompt": text, "response": text[::-1]} for text in TEXTS]
     view, rows = view_and_rows("instruction", records, tokenizer, seq_len=128)
-    task = InstructionTuning(tokenizer, view, seed=3)
+    task = InstructionTuning(InstructionTask(name="instruction", head_chunk=chunk), tokenizer, view, seed=3)
     model = _causal(family, tokenizer).eval()
+    task.prepare_for(model)
     assert len(rows) < len(TEXTS)
     packed = task.collate(rows)
-    ours = task.loss_sums(model, packed.inputs)["answer_loss"].item()
+    assert packed.targets["answer"] > 2 * 7
+    widest = _widest_logits(model)
+    loss = task.loss_sums(model, packed.inputs)["answer_loss"]
+    assert widest() == min(chunk, packed.targets["answer"])
+    loss.backward()
+    ours, gradients = loss.item(), [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
     theirs, targets = 0.0, 0
     for record in records:
         _, alone = view_and_rows("instruction", [record], tokenizer, seq_len=128)
@@ -240,7 +249,18 @@ def test_packed_dialogues_have_the_loss_of_each_alone(tokenizer: Tokenizer, fami
         ids = torch.from_numpy(alone.columns["tokens"][:, :length].astype(np.int64))
         labels = torch.where(torch.from_numpy(alone.columns["answer"][:, :length] > 0), ids, -100)
         count = int((labels[:, 1:] != -100).sum())
-        theirs += model(input_ids=ids, labels=labels).loss.item() * count
+        loss = model(input_ids=ids, labels=labels).loss * count
+        loss.backward()
+        theirs += loss.item()
         targets += count
     assert packed.targets["answer"] == targets
     assert ours == pytest.approx(theirs, rel=1e-6)
+    for mine, parameter in zip(gradients, model.parameters(), strict=True):
+        assert (mine - parameter.grad).norm() <= 1e-6 * parameter.grad.norm() + 1e-7
+
+
+def _widest_logits(model: Any) -> Callable[[], int]:
+    """Asks how many targets the head has seen at one time."""
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 0].numel()))
+    return lambda: max(seen)

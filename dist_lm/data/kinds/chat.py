@@ -56,7 +56,6 @@ class ChatTemplate:
         return str(rendered)
 
 
-@lru_cache(maxsize=8)
 def load_template(folder: Path) -> ChatTemplate:
     """The chat template of a tokenizer folder, or the default one."""
     config: dict[str, Any] = {}

@@ -91,7 +91,8 @@ class Instruction(Kind):
         return joined
 
     def facts(self, tokenizer: Tokenizer, rules: PackingRules) -> dict[str, Any]:
-        return {"chat_template": load_template(tokenizer.path).text}
+        template = load_template(tokenizer.path)
+        return {"chat_template": template.text, "chat_tokens": template.tokens}
 
 
 def _encoded(messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:

@@ -47,6 +47,8 @@ class ReduceSummary:
 
     counts: dict[str, int] = field(default_factory=dict)
     num_tokens: int = 0
+    label_counts: dict[int, int] = field(default_factory=dict)
+    """How often each label stands in the rows, by its number."""
     shards: list[ShardEntry] = field(default_factory=list)
 
 
@@ -165,5 +167,11 @@ def _write(
     columns: dict[str, NDArray[Any]] = kind.join(take_rows(documents, which, spec, row_starts(documents, spec)))
     summary.shards.append(write_shard(folder, number, columns, spec=spec, block_rows=job.block_rows))
     for column in spec:
+        if column.name in kind.label_columns:
+            found = columns[column.name]
+            if column.lengths:
+                found = found[np.arange(found.shape[1]) < columns[column.lengths][:, None]]
+            for label, count in zip(*np.unique(found, return_counts=True), strict=True):
+                summary.label_counts[int(label)] = summary.label_counts.get(int(label), 0) + int(count)
         if column.name in kind.token_columns:
             summary.num_tokens += int(columns[column.lengths].sum(dtype=np.int64)) if column.lengths else len(which)

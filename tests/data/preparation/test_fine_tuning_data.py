@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
+from sklearn.utils.class_weight import compute_class_weight
 
+from dist_lm.config import Task
 from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.kinds.chat import DEFAULT_TEMPLATE
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import load_tokenizer
+from dist_lm.data.views import view_of
+from dist_lm.errors import ConfigError
+from dist_lm.tasks.registry import build_task
 
 pytestmark = pytest.mark.fast
 
@@ -55,6 +63,51 @@ def test_dialogues_share_rows_and_held_out_ones_stay_apart(topics_data: Path, tm
     assert not answers["train"] & answers["heldout"]
     # The duplicate is dropped; nothing else is.
     assert len(answers["train"]) + len(answers["heldout"]) == 40
+
+
+@pytest.mark.parametrize("kind", ["classification", "token_classification"])
+def test_balanced_weights_are_those_of_scikit_learn(topics_data: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "classification":
+        records = [{"text": f"word{n}", "label": "rare" if n % 7 == 0 else "often"} for n in range(60)]
+    else:
+        records = [{"tokens": [f"word{n}", "is", "x"], "tags": ["B-X" if n % 3 else "O", "O", "O"]} for n in range(60)]
+    data = prepared(topics_data, tmp_path / "work", kind, records)
+    view = view_of(Manifest.load(data / "train"), None)
+    settings = TypeAdapter(Task).validate_python({"name": kind, "class_weights": "balanced"})
+    task = build_task(settings, load_tokenizer(topics_data / "tokenizer"), view, 1)
+    columns = rows_of(data / "train")
+    if kind == "classification":
+        truth = columns["label"]
+    else:
+        truth = np.concatenate([tags[:count] for tags, count in zip(columns["tag"], columns["num_words"], strict=True)])
+    expected = compute_class_weight("balanced", classes=np.arange(len(view.manifest.labels)), y=truth)
+    assert expected.max() > 1.5
+    np.testing.assert_allclose(task.weights_C.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("changed", ["template", "token"])
+def test_another_chat_template_is_another_data_set(topics_data: Path, tmp_path: Path, changed: str) -> None:
+    tokenizer = shutil.copytree(topics_data / "tokenizer", tmp_path / "tokenizer")
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f'{{"prompt": "name {n}", "response": "it is {n}"}}\n' for n in range(9)))
+    options = PrepareOptions(
+        inputs=[str(source)],
+        out=tmp_path / "data",
+        tokenizer=tokenizer,
+        kind="instruction",
+        seq_len=48,
+        workers=1,
+        heldout_fraction=0.0,
+    )
+    prepare(options)
+    assert prepare(options).up_to_date
+    if changed == "template":
+        (tokenizer / "chat_template.jinja").write_text(DEFAULT_TEMPLATE.replace("###", "##"))
+    else:
+        config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+        (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "[CLS]"}))
+    with pytest.raises(ConfigError, match=r"facts\.chat_t"):
+        prepare(options)
 
 
 @pytest.mark.parametrize(
