@@ -59,6 +59,7 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
         self._restarts_left, self._elastic = max_restarts, elastic
         self._looked_at = 0.0
+        self._counted: set[str] = set()
         self._going: set[str] = set()
 
     def after_controller_start(self, context: TrainRunContext) -> None:
@@ -87,12 +88,12 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             return
         look_at_nodes_now()
         self._looked_at = time.monotonic()
+        self._counted = living_node_ids()
 
     def _charge(self, error: TrainingFailedError) -> None:
         """Count a restart, unless a node was taken away.  Raises where none is left: Ray then gives up."""
         failures = getattr(error, "worker_failures", {}).values()
-        left = any(isinstance(getattr(failure, "_base_exc", None), NodeGoes) for failure in failures)
-        if left or _is_preemption_failure(error):
+        if any(isinstance(failure, NodeGoes) for failure in failures) or _is_preemption_failure(error):
             return
         if self._restarts_left == 0:
             raise RuntimeError(f"no restart is left after: {error}")
@@ -100,11 +101,13 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
         self._check_new_nodes()
-        going = draining_nodes() - self._going
+        going = (self._counted - living_node_ids()) | (draining_nodes() - self._going)
         if self._elastic and going:
-            # Ray counts a node that goes, and puts nothing on it: it would wait for the old number.
+            # The number of workers was decided while the old group stood on these nodes: Ray would wait
+            # for them until its time is up.
+            self._counted -= going
             self._going |= going
-            raise WorkerGroupStartupFailedError(f"{len(going)} nodes are being taken away")
+            raise WorkerGroupStartupFailedError(f"{len(going)} nodes are gone or going")
 
     def _check_new_nodes(self) -> None:
         new = [node for node in ray_cluster.living_nodes() if node["NodeID"] not in self._known]
@@ -155,8 +158,11 @@ def wait_until_gone(*, draining: bool) -> None:
 
 def draining_nodes() -> set[str]:
     """Ids of the nodes that are being drained and still live."""
-    alive = {node["NodeID"] for node in ray_cluster.living_nodes()}
-    return alive & set(ray._private.state.state.get_draining_nodes())
+    return living_node_ids() & set(ray._private.state.state.get_draining_nodes())
+
+
+def living_node_ids() -> set[str]:
+    return {node["NodeID"] for node in ray_cluster.living_nodes()}
 
 
 def _answers(node: dict[str, Any]) -> bool:
