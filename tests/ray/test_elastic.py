@@ -15,7 +15,7 @@ SLOW = "4mbit"
 NOTICE_S = 60
 # The one restart is for the host that is cut off.
 ELASTIC = ("ray.workers={min: 1, max: 3}", "ray.resize_s=5", "--max-restarts", "1")
-LINES_A_GROUP = 150
+LINES_A_GROUP = 200
 """A traceback of each rank, and what Ray and DeepSpeed say."""
 
 
