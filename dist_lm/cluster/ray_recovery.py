@@ -20,7 +20,6 @@ import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller.state import (
@@ -29,6 +28,7 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -54,17 +54,16 @@ _SHUTDOWN_S = "2"
 class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Looks at the nodes before each group of workers but the first."""
 
-    def __init__(self, run_dir: Path, final_errors: Path, *, known: set[str], max_restarts: int, elastic: bool) -> None:
+    def __init__(self, run_dir: Path, final_errors: Path, *, known: set[str], max_restarts: int) -> None:
         """`known`: ids of nodes that have been asked already."""
         self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
-        self._restarts_left, self._elastic = max_restarts, elastic
+        self._restarts_left = max_restarts
         self._looked_at = 0.0
-        self._counted: set[str] = set()
-        self._going: set[str] = set()
 
     def after_controller_start(self, context: TrainRunContext) -> None:
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
         self._give_back_what_a_killed_driver_holds(context.run_id)
+        leave_out_draining_nodes()
         look_at_nodes_now()
 
     def _give_back_what_a_killed_driver_holds(self, run_id: str) -> None:
@@ -82,13 +81,11 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         if now is not before:
             if isinstance(now, RestartingState):
                 self._charge(now.training_failed_error)
-            # While the old group stands, Ray gives up no node that it drains.
-            wait_until_gone(draining=isinstance(now, ReschedulingState))
+            wait_until_the_dead_are_known()
         elif time.monotonic() - self._looked_at < LOOK_S:
             return
         look_at_nodes_now()
         self._looked_at = time.monotonic()
-        self._counted = living_node_ids()
 
     def _charge(self, error: TrainingFailedError) -> None:
         """Count a restart, unless a node was taken away.  Raises where none is left: Ray then gives up."""
@@ -100,16 +97,6 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._restarts_left -= 1
 
     def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
-        self._check_new_nodes()
-        going = (self._counted - living_node_ids()) | (draining_nodes() - self._going)
-        if self._elastic and going:
-            # The number of workers was decided while the old group stood on these nodes: Ray would wait
-            # for them until its time is up.
-            self._counted -= going
-            self._going |= going
-            raise WorkerGroupStartupFailedError(f"{len(going)} nodes are gone or going")
-
-    def _check_new_nodes(self) -> None:
         new = [node for node in ray_cluster.living_nodes() if node["NodeID"] not in self._known]
         if not new:
             return
@@ -141,28 +128,31 @@ def look_at_nodes_now() -> None:
         log.warning("Ray does not look at the nodes now, but within 20 s: %s", error)
 
 
-def wait_until_gone(*, draining: bool) -> None:
-    """Until Ray has given up each node that does not answer, or (`draining`) is being drained; GONE_S at
-    the most."""
+def wait_until_the_dead_are_known() -> None:
+    """Until Ray has given up each node that does not answer; GONE_S at the most."""
     deadline = time.monotonic() + GONE_S
     while time.monotonic() < deadline:
         try:
             with ThreadPoolExecutor(max_workers=64) as pool:
-                answers = list(pool.map(_answers, ray_cluster.living_nodes()))
-            if all(answers) and not (draining and draining_nodes()):
-                return
+                if all(pool.map(_answers, ray_cluster.living_nodes())):
+                    return
         except ray.exceptions.RayError as error:
             log.warning("Ray does not tell which nodes live: %s", error)
         time.sleep(_POLL_S)
 
 
-def draining_nodes() -> set[str]:
-    """Ids of the nodes that are being drained and still live."""
-    return living_node_ids() & set(ray._private.state.state.get_draining_nodes())
+def leave_out_draining_nodes() -> None:
+    """Ray's elastic policy counts a node that is being drained, where nothing is put any more: the new
+    group would wait for it until its time is up.  For the controller's process."""
+    count_all = ElasticScalingPolicy._count_possible_workers
 
+    def count(policy: Any, reserved: dict[str, Any]) -> int:
+        going = ray._private.state.state.get_draining_nodes()
+        staying = {node_id: resources for node_id, resources in reserved.items() if node_id not in going}
+        number: int = count_all(policy, staying)
+        return number
 
-def living_node_ids() -> set[str]:
-    return {node["NodeID"] for node in ray_cluster.living_nodes()}
+    ElasticScalingPolicy._count_possible_workers = count
 
 
 def _answers(node: dict[str, Any]) -> bool:

@@ -93,7 +93,6 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         final_errors,
         known={node["NodeID"] for node in nodes},
         max_restarts=max_restarts,
-        elastic=scale.elastic,
     )
     trainer = _trainer(settings, section, scale, name=name, storage=storage, recovery=recovery)
     with (
