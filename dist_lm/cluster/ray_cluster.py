@@ -123,10 +123,13 @@ def choose_scale(section: RaySection) -> Scale:
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    """Ray's facts about each node that it believes to live."""
+    """Ray's facts about each node that it believes to live, and that is not being drained: nothing is put
+    on such a node any more."""
     import ray
+    from ray._private.state import state
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    going = state.get_draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
 
 
 def _later() -> dict[str, float]:
