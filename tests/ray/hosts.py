@@ -178,16 +178,10 @@ class Network:
         _run("ip", "-n", name, "link", "set", "lo", "up")
         return host
 
-    def start_head(
-        self,
-        *options: str,
-        num_cpus: int,
-        env: Mapping[str, str] | None = None,
-    ) -> None:
-        """`options`: more of `ray start`."""
-        words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address, *options]
+    def start_head(self, *, num_cpus: int) -> None:
+        words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address]
         self._dashboard_awaited = True
-        self._start_node(self.head, words, num_cpus, env or {})
+        self._start_node(self.head, words, num_cpus, {})
 
     def start_node(
         self, host: Host, *, num_cpus: int = 1, env: Mapping[str, str] | None = None, inside: Sequence[str] = ()

@@ -60,7 +60,7 @@ class WatchedRun:
         self.start()
 
     def start(self) -> None:
-        """The command of a user; once more, where the driver was lost."""
+        """The command of a user."""
         self.driver = self.host.popen(self._words, self.log)
 
     def told(self) -> str:
