@@ -180,6 +180,15 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     data = open_training_set(config)
     for source in data.sources:
         compare_tokenizer(source.view.manifest, tokenizer, folder=source.location)
+    check_heldout(config, data, tokenizer)
+    task = build_task(config.task, tokenizer, data.view, config.run.seed)
+    data.refuse_larger_batch(config.batch.global_rows)
+    facts = {**identity(config), "data.train": data.identity(config.data.sources)}
+    return _Inputs(plan, tokenizer, data, task, facts, micro_rows)
+
+
+def check_heldout(config: RunConfig, data: TrainingSet, tokenizer: Tokenizer) -> None:
+    """DataError where held-out data are of another tokenizer, or have other labels, than the training data."""
     for location in config.data.heldout_sets.values():
         heldout = Manifest.load(location)
         compare_tokenizer(heldout, tokenizer, folder=location)
@@ -190,10 +199,6 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
                 where=f"{redact(data.sources[0].location)} and {redact(location)}",
                 do="Prepare both from the same source in one call.",
             )
-    task = build_task(config.task, tokenizer, data.view, config.run.seed)
-    data.refuse_larger_batch(config.batch.global_rows)
-    facts = {**identity(config), "data.train": data.identity(config.data.sources)}
-    return _Inputs(plan, tokenizer, data, task, facts, micro_rows)
 
 
 def open_training_set(config: RunConfig) -> TrainingSet:

@@ -19,7 +19,6 @@ from dist_lm.data.input_records import InputRecord, count_input
 from dist_lm.data.location import redact
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.predict import Bad, Request, Share, chunks, divide, in_processes, open_predictor, refuse_bad, usable
-from dist_lm.predictors.generation import ContinuationPredictor
 from dist_lm.scores.base import Counts, MetricSet, as_rows
 from dist_lm.scores.resampling import summary
 
@@ -93,8 +92,7 @@ def _judge_share(request: Request, slicing: Slicing, share: Share) -> _Judged:
     counts: list[Counts] = []
     slices: list[tuple[str, ...]] = []
     all_bad: list[Bad] = []
-    # A text itself is what a language model should have foreseen: nothing is written to judge it.
-    foresees = isinstance(predictor, ContinuationPredictor)
+    foresees = predictor.foresees
 
     def clean(line: InputRecord) -> tuple[Any, Any]:
         fields = request.fields_of(line)
@@ -105,9 +103,7 @@ def _judge_share(request: Request, slicing: Slicing, share: Share) -> _Judged:
         cleaned, bad = usable(lines, clean)
         all_bad += bad
         given = [pair[0] for pair in cleaned.values()]
-        predictions = (
-            predictor.judge(given) if isinstance(predictor, ContinuationPredictor) else predictor.predict(given)
-        )
+        predictions = predictor.judge(given) if foresees else predictor.predict(given)
         for (place, (_, expected)), prediction in zip(cleaned.items(), predictions, strict=True):
             counts.append(predictor.counts(metrics, prediction, expected))
             slices.append(tuple(str(lines[place].fields.get(name, _MISSING)) for name in slicing.fields))

@@ -51,7 +51,7 @@ def ordered_map(
         yield from map(function, items)
         return
     # Spawned, not forked: a fork copies the locks of threads that do not exist in the child.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -70,7 +70,7 @@ def ordered_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Runs in each worker before its first item."""
     # One worker a core: threads inside the Rust tokenizer would only fight over the cores.
     os.environ["RAYON_NUM_THREADS"] = "1"

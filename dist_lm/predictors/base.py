@@ -64,6 +64,8 @@ class Predictor(ABC):
 
     fields: ClassVar[Mapping[str, str]]
     """What a record must have, in words."""
+    foresees: ClassVar[bool] = False
+    """A record is judged by how well its own text is foreseen (`judge`); nothing is predicted for it."""
 
     def __init__(self, trained: Trained, options: PredictOptions, device: torch.device) -> None:
         self.trained, self.options, self.device = trained, options, device
@@ -98,6 +100,10 @@ class Predictor(ABC):
     @abstractmethod
     def expected(self, fields: Fields) -> Any:
         """What the record says should be predicted.  Raises Unusable."""
+
+    def judge(self, expected: Sequence[Any]) -> list[Prediction]:
+        """What `counts` takes of each record, where the text itself is foreseen."""
+        raise NotImplementedError(f"{type(self).__name__} predicts, and its predictions are judged")
 
     @abstractmethod
     def metric_set(self) -> MetricSet:

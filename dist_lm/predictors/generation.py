@@ -52,6 +52,7 @@ class ContinuationPredictor(Predictor):
     """Continues a text; judged by how well it foresees the text itself."""
 
     fields = {"text": "the beginning of a text"}
+    foresees = True
 
     def clean(self, fields: Fields) -> list[int]:
         ids = self.tokenizer.encode_batch([checked.text(fields, "text")])[0]

@@ -59,10 +59,14 @@ class LanguageModelling(MetricSet):
 
     width = 3
 
+    def __init__(self, name: str = "perplexity", signature: str = "") -> None:
+        """`name`: of the exponent of the loss."""
+        self._name, self.signature = name, signature
+
     def counts(self, predicted: tuple[float, int], expected: int) -> Counts:
         loss, right = predicted
         return {0: loss, 1: float(right), 2: float(expected)}
 
     def figures(self, totals: NDArray[np.float64]) -> dict[str, float]:
         loss = ratio(totals[0], totals[2])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": ratio(totals[1], totals[2])}
+        return {"loss": loss, self._name: math.exp(min(loss, 700.0)), "accuracy": ratio(totals[1], totals[2])}

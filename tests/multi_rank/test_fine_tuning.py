@@ -7,18 +7,27 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
+from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.manifest import Manifest
+from dist_lm.data.order import Order
 from dist_lm.data.tokenizer import load_tokenizer
+from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError
 from dist_lm.export import export, export_adapter
 from dist_lm.judge import Slicing, judge_file
@@ -48,6 +57,8 @@ ADAPTED: dict[str, tuple[str, int, Any]] = {
     "translation": ("T5ForConditionalGeneration", 3, AutoModelForSeq2SeqLM),
 }
 STEPS = 4
+TRAINER_STEPS = 12
+"""An epoch."""
 
 
 def record_of(case: str, number: int, text: str) -> dict[str, Any]:
@@ -102,6 +113,16 @@ def root(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if model:
                 config["model"] = {"from": str(root / case / "model")}
             planned.append(config)
+            if case == "one" and num_ranks == 2:
+                plain = json.loads(json.dumps(config))
+                folder = save_model(
+                    "BertForSequenceClassification", topics_data / "tokenizer", root / "trainer" / "model",
+                    labels=["long", "short"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+                )  # fmt: skip
+                plain["task"], plain["zero"], plain["model"] = {"name": kind}, 2, {"from": str(folder)}
+                plain["optim"]["schedule"] = {"kind": "linear"}
+                plain["run"] |= {"dir": str(root / "trainer-2"), "steps": TRAINER_STEPS}
+                planned.append(plain)
             if case == "chat" and num_ranks == 1:
                 dropped = json.loads(json.dumps(config))
                 folder = save_model(model, topics_data / "tokenizer", root / "dropout" / "model", resid_pdrop=0.5)
@@ -140,6 +161,32 @@ def test_two_ranks_train_and_judge_as_one(root: Path, case: str) -> None:
         "answers": {"span_accuracy"}, "translation": {"target_accuracy"}, "chat": {"answer_accuracy"},
     }  # fmt: skip
     assert expected[case] <= figures[0].keys()
+
+
+def test_losses_are_those_of_trainer_step_by_step(root: Path, tmp_path: Path) -> None:
+    run = yaml.safe_load((root / "trainer-2" / "config.yaml").read_text())
+    view = view_of(Manifest.load(root / "one" / "train"), None)
+    rows = next(iter(HeldoutRows(str(root / "one" / "train"), rank=0, world_size=1, micro_rows=view.num_rows)))
+    order = Order(view.shard_rows, seed=run["run"]["seed"], lanes=run["data"]["lanes"], era=run["data"]["era"])
+    tokenizer = AutoTokenizer.from_pretrained(root / "trainer" / "model")
+    features = []
+    for row in order.locate(np.arange(TRAINER_STEPS * run["batch"]["global"])).row:
+        tokens = rows.columns["tokens"][row, : rows.columns["length"][row]].tolist()
+        ids = [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id]
+        features.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(rows.columns["label"][row])})
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=run["batch"]["global"], max_steps=TRAINER_STEPS, use_cpu=True,
+        learning_rate=run["optim"]["lr"], weight_decay=run["optim"]["weight_decay"], max_grad_norm=run["optim"]["clip"],
+        adam_beta2=run["optim"]["betas"][1], lr_scheduler_type="linear", logging_steps=1, report_to=[],
+        save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(root / "trainer" / "model")
+    trainer = Trainer(model, arguments, train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer))
+    trainer.train()
+    theirs = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    ours = losses(root / "trainer-2")
+    assert len(theirs) == TRAINER_STEPS
+    assert [ours[step] for step in sorted(ours)] == pytest.approx(theirs, rel=1e-4)
 
 
 def test_loaded_weights_are_trained_with_the_dropout_of_their_config(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small Hugging Face folders with the topics tokenizer, weights drawn from a seed."""
+"""Small Hugging Face folders with the topics tokenizer, weights drawn from a seed; what they predict."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import transformers
 from transformers import BertConfig, GPT2Config, T5Config
 
 from dist_lm.data.tokenizer import load_tokenizer
+from dist_lm.predict import Request, predict_file
+from dist_lm.predictors.base import PredictOptions
 
 LABELS = {
     "BertForSequenceClassification": ["neg", "neutral", "pos"],
@@ -57,3 +59,12 @@ def write_records(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def predictions(folder: Path, records: list[dict[str, Any]], tmp_path: Path, **options: Any) -> list[Any]:
+    source = write_records(tmp_path / "in.jsonl", records)
+    out = tmp_path / "out.jsonl"
+    predict_file(Request(str(folder), str(source), PredictOptions(**{"batch_rows": 2, **options})), out)
+    written = read_records(out)
+    assert [{k: v for k, v in line.items() if k != "prediction"} for line in written] == records
+    return [line["prediction"] for line in written]

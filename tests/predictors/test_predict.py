@@ -24,31 +24,11 @@ from dist_lm.predictors.base import PredictOptions
 from dist_lm.predictors.registry import predictor_for
 from dist_lm.predictors.token_classification import lenient_spans
 from dist_lm.trained import open_trained
-from tests.predictors.small_models import read_records, save_model, write_records
+from tests.predictors.small_models import predictions, read_records
 
 pytestmark = pytest.mark.fast
 CPU = torch.device("cpu")
 TEXTS = ["The import statement", "a class definition is an executable statement", "pass", "yield from", "x = 3 + y"]
-
-
-@pytest.fixture(scope="module")
-def models(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("models")
-
-    def model(class_name: str, **changes: Any) -> Path:
-        folder = root / f"{class_name}-{abs(hash(str(changes)))}"
-        return folder if folder.exists() else save_model(class_name, topics_data / "tokenizer", folder, **changes)
-
-    return model
-
-
-def predictions(folder: Path, records: list[dict[str, Any]], tmp_path: Path, **options: Any) -> list[Any]:
-    source = write_records(tmp_path / "in.jsonl", records)
-    out = tmp_path / "out.jsonl"
-    predict_file(Request(str(folder), str(source), PredictOptions(**{"batch_rows": 2, **options})), out)
-    written = read_records(out)
-    assert [{k: v for k, v in line.items() if k != "prediction"} for line in written] == records
-    return [line["prediction"] for line in written]
 
 
 def test_labels_are_those_of_the_pipeline(models: Any, tmp_path: Path) -> None:
@@ -290,71 +270,3 @@ def test_shares_are_contiguous_and_none_is_empty() -> None:
     assert shares(56, 3) == [(0, 16), (16, 32), (32, 56)]
     assert shares(9, 5) == [(0, 8), (8, 9)]
     assert shares(1, 5) == [(0, 1)]
-
-
-def judged(
-    folder: Path, records: list[dict[str, Any]], tmp_path: Path, slicing: Slicing | None = None, **more: Any
-) -> Any:
-    source = write_records(tmp_path / "judged.jsonl", records)
-    return judge_file(Request(str(folder), str(source), **more), slicing or Slicing(resamples=0))
-
-
-def test_eval_figures_slices_and_intervals(models: Any, tmp_path: Path) -> None:
-    folder = models("BertForSequenceClassification")
-    guesses = [one["label"] for one in predictions(folder, [{"text": text} for text in TEXTS], tmp_path)]
-    # Right for one source, wrong for the other.
-    other = {"neg": "pos", "neutral": "neg", "pos": "neutral"}
-    records = [{"text": t, "label": g, "source": "a"} for t, g in zip(TEXTS, guesses, strict=True)]
-    records += [{"text": t, "label": other[g], "source": "b"} for t, g in zip(TEXTS, guesses, strict=True)]
-    report = judged(folder, records, tmp_path, Slicing(("source", "absent"), resamples=50, seed=3))
-    assert report["figures"]["accuracy"] == 0.5
-    assert report["slices"]["source"]["a"]["figures"]["accuracy"] == 1.0
-    assert report["slices"]["source"]["b"]["figures"]["accuracy"] == 0.0
-    assert report["slices"]["absent"]["(missing)"]["records"] == 10
-    low, high = report["intervals"]["accuracy"]
-    assert 0.1 <= low < 0.5 < high <= 0.9
-    assert report == judged(folder, records, tmp_path, Slicing(("source", "absent"), resamples=50, seed=3))
-    many = [{"text": "x", "label": "pos", "n": number} for number in range(101)]
-    with pytest.raises(ConfigError, match="has 101 values"):
-        judged(folder, many, tmp_path, Slicing(("n",), resamples=0))
-
-
-@pytest.mark.parametrize(
-    ("class_name", "record", "reason"),
-    [
-        ("BertForSequenceClassification", {"text": "x", "label": "good"}, "does not know the label `good`"),
-        ("BertForSequenceClassification", {"text": "x"}, "no field 'label'"),
-        ("BertForSequenceClassification", {"text": "x", "label": 0.5}, "a class has a name"),
-        ("BertForTokenClassification", {"tokens": ["x"], "tags": ["B-ORG"]}, "does not know tag 0 `B-ORG`"),
-        ("BertForTokenClassification", {"tokens": ["x"], "tags": ["I-LOC"]}, "follows `O`"),
-        (
-            "BertForQuestionAnswering",
-            {"question": "x", "context": "y", "answers": [{"text": "z", "answer_start": 0}]},
-            "nowhere in it",
-        ),
-        ("GPT2LMHeadModel", {"text": "x"}, "shorter than two tokens"),
-    ],
-)
-def test_what_cannot_be_judged_is_named_with_its_record(
-    models: Any, tmp_path: Path, class_name: str, record: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(DataError, match=r"judged\.jsonl:1: .*" + reason):
-        judged(models(class_name), [record], tmp_path)
-
-
-def test_perplexity_is_that_of_the_models_own_loss(models: Any, tmp_path: Path) -> None:
-    folder = models("GPT2LMHeadModel")
-    report = judged(folder, [{"text": text} for text in TEXTS[:2]], tmp_path)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    total, count = 0.0, 0
-    for text in TEXTS[:2]:
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
-        count += ids.shape[1] - 1
-    assert report["figures"]["loss"] == pytest.approx(total / count, rel=1e-5)
-    assert report["figures"]["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
-
-
-def test_a_model_of_masks_has_nothing_to_judge_records_by(models: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.heldout"):
-        judged(models("BertForMaskedLM"), [{"text": "a [MASK]"}], tmp_path)

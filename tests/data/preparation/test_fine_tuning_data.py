@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 from pydantic import TypeAdapter
 from sklearn.utils.class_weight import compute_class_weight
 
-from dist_lm.config import Task
+from dist_lm.assemble import check_heldout, open_training_set
+from dist_lm.config import RunConfig, Task
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.kinds.chat import DEFAULT_TEMPLATE
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.views import view_of
-from dist_lm.errors import ConfigError
+from dist_lm.errors import ConfigError, DataError
 from dist_lm.tasks.registry import build_task
 
 pytestmark = pytest.mark.fast
@@ -135,3 +137,72 @@ def test_rows_and_facts_reach_the_data_set(
     columns = rows_of(data / "train")
     if kind == "token_classification":
         assert (columns["tag"][:, :2] == np.array([0, 1])).all()
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "classification": {"text": "a WORD", "label": "x"},
+    "token_classification": {"tokens": ["John", "WORD"], "tags": ["B-PER", "O"]},
+    "question_answering": {
+        "question": "who?",
+        "context": "John WORD",
+        "answers": {"text": ["John"], "answer_start": [0]},
+    },
+    "seq2seq": {"source": "a WORD", "target": "b"},
+    "instruction": {"prompt": "a WORD", "response": "b"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("classification", {"label": None}, "field 'label'"),
+        ("classification", {"label": 0.25}, "a class has a name"),
+        ("token_classification", {"tags": ["I-PER", "O"]}, "an entity begins with B-"),
+        ("token_classification", {"tags": ["O"]}, "1 tags for 2 tokens"),
+        ("question_answering", {"answers": {"text": ["Jane"], "answer_start": [0]}}, "nowhere in it"),
+        ("seq2seq", {"target": 3}, "not text"),
+        ("instruction", {"response": None}, "nothing to learn"),
+    ],
+)
+def test_a_bad_record_is_named_with_its_line_or_counted_within_the_budget(
+    topics_data: Path, tmp_path: Path, kind: str, change: dict[str, Any], reason: str
+) -> None:
+    records = [json.loads(json.dumps(GOOD[kind]).replace("WORD", f"word{n}")) for n in range(12)]
+    if kind == "classification":
+        records[0]["label"] = "y"
+    records[4] |= change
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = PrepareOptions(
+        inputs=[str(source)], out=tmp_path / "data", tokenizer=topics_data / "tokenizer", kind=kind, seq_len=96,
+        heldout_fraction=0.0, workers=1,
+    )  # fmt: skip
+    with pytest.raises(DataError) as refused:
+        prepare(options)
+    assert f"{source}:5" in str(refused.value)
+    assert reason in str(refused.value)
+    report = prepare(replace(options, max_bad=1))
+    assert report.counts["bad records"] == 1
+    assert report.counts["documents kept"] == 11
+
+
+def test_held_out_rows_with_other_labels_are_refused(topics_data: Path, tmp_path: Path) -> None:
+    for part, second in (("train", "y"), ("other", "z")):
+        records = [{"text": f"word{n}", "label": second if n % 2 else "x"} for n in range(60)]
+        prepared(topics_data, tmp_path / part, "classification", records)
+    config = RunConfig.model_validate(
+        {
+            "task": {"name": "classification"},
+            "data": {
+                "train": str(tmp_path / "train" / "data" / "train"),
+                "heldout": str(tmp_path / "other" / "data" / "heldout"),
+                "tokenizer": str(topics_data / "tokenizer"),
+            },
+            "batch": {"global": 8, "micro": 8},
+            "optim": {"lr": 1e-3},
+            "run": {"dir": str(tmp_path / "run"), "steps": 1},
+        }
+    )
+    tokenizer, data = load_tokenizer(topics_data / "tokenizer"), open_training_set(config)
+    with pytest.raises(DataError, match="different labels"):
+        check_heldout(config, data, tokenizer)
