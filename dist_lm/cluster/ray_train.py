@@ -85,7 +85,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         "path": str(path),
         "overrides": overrides,
         "cpu": not scale.use_gpu,
-        "launch": name,
+        "supervisor": name,
         "final_errors": str(final_errors),
     }
     recovery = Recovery(
@@ -210,7 +210,7 @@ def _fit(trainer: TorchTrainer, run_dir: RunDir, stopped: threading.Event) -> Ex
     beats: dict[str, Any] = {}
 
     def nobody_trains() -> bool:
-        held = lease.read(run_dir.lease)
+        held = lease.read(run_dir.leases)
         now = (held.get("attempt"), held.get("beats"), held.get("released"))
         if now != beats.get("seen"):
             beats.update(seen=now, at=time.monotonic())

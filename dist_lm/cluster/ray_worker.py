@@ -18,7 +18,7 @@ from dist_lm.config_files import LoadedConfig
 from dist_lm.deepspeed_config import load_run
 from dist_lm.disk import disk_errors, write_json
 from dist_lm.errors import DistLMError, StopRequested
-from dist_lm.lease import LAUNCH_VARIABLE
+from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     if any(final_errors.iterdir()):
         return
     # Ray ends one group before it starts the next: the run's lease passes on at once.
-    os.environ[LAUNCH_VARIABLE] = settings["launch"]
+    os.environ[SUPERVISOR_VARIABLE] = settings["supervisor"]
     if settings["cpu"]:
         os.environ["DS_ACCELERATOR"] = "cpu"
     from dist_lm.worker import prepare_environment, report_failure, speak
