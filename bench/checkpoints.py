@@ -96,7 +96,7 @@ def save_figures(ranks: Any, folder: Path) -> dict[str, float]:
     writer = Writer(store, ranks, run_id="bench", attempt=1, retention=Retention(2))
     ours, theirs, whole = [], [], []
     for number in range(1, REPEATS + 1):
-        progress = Progress(step=number, position=0, data_fingerprint="", optimizer_step=1)
+        progress = Progress(step=number, position=0, data_fingerprint="", optimizer={"step": 1.0})
         ranks.barrier()
         began = time.perf_counter()
         writer.start(progress, lambda: own_fragments(engine))
@@ -133,7 +133,7 @@ def load_figures(ranks: Any, folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     checkpoint = newest_verified(LocalStore(folder / "ours"), ranks, "bench")
     assert checkpoint is not None
-    restore(ours, Reader(checkpoint).read, step=1)
+    restore(ours, Reader(checkpoint), checkpoint.progress.optimizer)
     ours_s = time.perf_counter() - began
     theirs = engine_on(ranks, universal=True)
     began = time.perf_counter()
@@ -190,8 +190,15 @@ def start_ranks(mode: str, count: int, folder: Path) -> dict[str, float]:
     return figures
 
 
+def started_at(pid: int) -> float:
+    """Wall-clock time of a process's start."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def killed_run(folder: Path, minutes: float) -> dict[str, Any]:
-    """Train under one SIGKILL a minute; seconds from a kill to the next step, and goodput."""
+    """Train the demo's model under one SIGKILL a minute; seconds from a kill to the next step, and goodput."""
     from dist_lm.metrics import read_metrics
     from dist_lm.run_dir import RunDir
     from dist_lm.status import status_of
@@ -204,38 +211,50 @@ def killed_run(folder: Path, minutes: float) -> dict[str, Any]:
             return folder / name
 
     data = topics_data.__wrapped__(Folders())  # type: ignore[attr-defined]
-    recipe = write_recipe(folder / "recipe.yaml", data, run__steps=10**6, run__save_every="5s", run__log_every=1)
+    # As launch/recipes/demo-pretrain.yaml; one record a step, by which the first one after a kill is seen.
+    model = {"size": "tiny", "overrides": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+    options = {"model": model, "batch__micro": 16, "zero": 2, "deepspeed": str(REPOSITORY / "ds_configs/cpu_gloo.json")}
+    recipe = write_recipe(
+        folder / "recipe.yaml", data, run__steps=10**6, run__save_every="2s", run__log_every=1, **options
+    )
     run_dir = RunDir(folder / "run")
     words = [sys.executable, "-m", "dist_lm", "train", "-c", str(recipe), "--cpu", "2", "--max-restarts", "99"]
     process = subprocess.Popen(words, env=environment(), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    ends_at, waits, phases = time.monotonic() + minutes * 60, [], []
+    ends_at, restarts = time.monotonic() + minutes * 60, []
 
     def await_step(after: float) -> float:
         while True:
             records = read_metrics(run_dir.metrics, "train")
             if records and records[-1]["time"] > after:
-                return float(records[-1]["time"])
+                return float(next(record["time"] for record in records if record["time"] > after))
             time.sleep(0.1)
 
     await_step(0.0)
-    while time.monotonic() < ends_at:
-        time.sleep(max(0.0, min(60.0 - (waits[-1] if waits else 0.0), ends_at - time.monotonic())))
-        attempt = run_dir.next_attempt() - 1
+    while (left_s := ends_at - time.monotonic()) > 0:
+        time.sleep(max(0.0, min(60.0 - (restarts[-1]["total"] if restarts else 0.0), left_s)))
+        attempt = run_dir.next_attempt()
         killed_at = time.time()
-        os.kill(run_dir.attempt_facts(attempt)["pids"][1], signal.SIGKILL)
-        while run_dir.next_attempt() <= attempt + 1:
+        os.kill(run_dir.attempt_facts(attempt - 1)["pids"][1], signal.SIGKILL)
+        while run_dir.next_attempt() == attempt or "resumed_at" not in run_dir.attempt_facts(attempt):
             time.sleep(0.05)
-        opened_at = run_dir.attempt_facts(attempt + 1)["began_at"]
-        waits.append(await_step(opened_at) - killed_at)
-        phases.append(
-            {"imports_and_inputs": opened_at - killed_at, "engine_and_load": waits[-1] - opened_at + killed_at}
+        facts = run_dir.attempt_facts(attempt)
+        began_at = max(started_at(pid) for pid in facts["pids"])
+        stepped_at = await_step(facts["began_at"])
+        restarts.append(
+            {
+                "total": stepped_at - killed_at,
+                "until_ranks_started": began_at - killed_at,
+                "connect_inputs_and_model": facts["began_at"] - began_at,
+                "engine_and_load": facts["resumed_at"] - facts["began_at"],
+                "first_step": stepped_at - facts["resumed_at"],
+            }
         )
     process.send_signal(signal.SIGTERM)
     process.wait()
     found = status_of(run_dir)
     return {
-        "kills": len(waits),
-        "restart_s": {"total": median(waits), **{key: median(one[key] for one in phases) for key in phases[0]}},
+        "kills": len(restarts),
+        "restart_s": {phase: round(median(one[phase] for one in restarts), 3) for phase in restarts[0]},
         "goodput_1_per_min": found.goodput,
         "lost_steps": found.lost_steps,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from typing import Any
 
 from dist_lm import duration, lease, stop
@@ -44,8 +45,8 @@ class Attempt:
         held: list[Lease] = []
 
         def take() -> int:
-            number, before = run_dir.next_attempt(), lease.read(run_dir.lease)
-            held.append(Lease.take(run_dir.lease, number))
+            number, before = run_dir.next_attempt(), lease.read(run_dir.leases)
+            held.append(Lease.take(run_dir.leases, number))
             _close_the_one_before(run_dir, number - 1, before)
             run_dir.stop_file.unlink(missing_ok=True)
             return run_dir.open_attempt(facts)
@@ -63,11 +64,12 @@ class Attempt:
                 lambda: self.watch.give_up(f"stopping took longer than run.stop_budget_s, {run.stop_budget_s:.0f} s"),
             )
         ]
+        duties += [stop.on_file(self.stop, self.run_dir.stop_file), stop.tell_all(self.stop, self.run_dir.stop_file)]
         # A worker of Ray is started and ended by Ray.
         if launcher != "ray":
             duties.append(stop.on_orphaned(self.stop, grandparent=launcher == "deepspeed"))
         if ranks.is_first:
-            duties += [self._beat, stop.on_file(self.stop, self.run_dir.stop_file)]
+            duties.append(self._beat)
             if run.time_limit:
                 duties.append(stop.at_time_limit(self.stop, duration.seconds(run.time_limit)))
         self.watch = Watchdog(
@@ -79,7 +81,7 @@ class Attempt:
         """Record the step that this attempt goes on from."""
         self.watch.step = step
         if self._lease:
-            self.run_dir.add_to_attempt(self.number, from_step=step, step=step)
+            self.run_dir.add_to_attempt(self.number, from_step=step, step=step, resumed_at=time.time())
 
     def fence(self) -> None:
         """Raise Fenced where a later attempt has the run."""

@@ -6,10 +6,11 @@ rank, or why there are none; what all ranks have agreed about the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dist_lm.data.rows import Rows, StepRows
+from dist_lm.data.stream import Stream
 from dist_lm.errors import DistLMError
 from dist_lm.schedule import BatchPlan
 from dist_lm.tasks.base import MicroBatch, Task
@@ -23,6 +24,11 @@ class LocalBatch:
     micro_batches: list[MicroBatch] = field(default_factory=list)
     failure: DistLMError | None = None
     """Why there are no rows."""
+
+    @property
+    def is_idle(self) -> bool:
+        """It was asked to stop before its rows were here."""
+        return self.rows is None and self.failure is None
 
     def targets(self, objectives: Sequence[str]) -> list[float]:
         return [sum(batch.targets[name] for batch in self.micro_batches) for name in objectives]
@@ -49,12 +55,16 @@ class Batch:
     """Time that this rank waited for its rows and for the other ranks."""
 
 
-def next_local(batches: Iterator[StepRows], task: Task, plan: BatchPlan) -> LocalBatch:
-    """This rank's rows of the next step; a foreseen error is kept for all ranks to hear of."""
+def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[], bool]) -> LocalBatch:
+    """This rank's rows of the next step; a foreseen error is kept for all ranks to hear of.
+
+    Empty where the rows are not here and `give_up` says not to wait for them.
+    """
     local = LocalBatch()
     try:
-        local.rows = next(batches)
-        local.micro_batches = [task.collate(part) for part in divide(task.by_length(local.rows.rows), plan)]
+        local.rows = stream.next_rows(give_up)
+        if local.rows is not None:
+            local.micro_batches = [task.collate(part) for part in divide(task.by_length(local.rows.rows), plan)]
     except DistLMError as error:
         local.failure = error
     return local

@@ -85,13 +85,11 @@ def train(
     from dist_lm.cluster.local import LocalLaunch, launch
 
     num_ranks = cpu or _visible_gpus()
-    plan = LocalLaunch(["-c", str(config), *given], num_ranks, bool(cpu), max_restarts, loaded.config.run.dir)
+    plan = LocalLaunch(config, given, num_ranks, bool(cpu), max_restarts, loaded.config.run.dir)
     sys.exit(launch(plan))
 
 
 def _launcher_name() -> str:
-    if "DIST_LM_LAUNCHER" in os.environ:
-        return os.environ["DIST_LM_LAUNCHER"]
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "deepspeed"
 
 

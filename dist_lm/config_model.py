@@ -96,7 +96,8 @@ class ScheduleSection(Section):
 
 
 class OptimSection(Section):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "nadam", "sgd"] = "adamw"
+    """adamw and nadam decay weights apart from the gradient, sgd within it."""
     lr: PositiveFloat
     """Peak learning rate."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -104,7 +105,23 @@ class OptimSection(Section):
     weight_decay: NonNegativeFloat = 0.01
     """Not applied to biases and normalisation weights."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """adamw and nadam."""
     eps: PositiveFloat = 1e-8
+    """adamw and nadam."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd."""
     clip: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     schedule: ScheduleSection = ScheduleSection()
+
+    @model_validator(mode="after")
+    def _keys_have_effect(self) -> OptimSection:
+        idle = {"sgd": ("betas", "eps")}.get(self.name, ("momentum",))
+        refuse(
+            [
+                (f"optim.{key} has no effect with optim.name={self.name}", (f"optim.{key}", "optim.name"))
+                for key in idle
+                if getattr(self, key) != type(self).model_fields[key].default
+            ]
+        )
+        return self

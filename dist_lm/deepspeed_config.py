@@ -183,7 +183,7 @@ def _agree(config: RunConfig, origins: Mapping[str, str]) -> _Agreed:
     try:
         values = merge(as_tree(config.model_dump(by_alias=True, exclude_unset=True)), taken)
         agreed = _Agreed(tree, RunConfig.model_validate(plain(values)), sources, notes)
-        problems += offload_problems(tree, _stage(agreed.config))
+        problems += offload_problems(tree, _stage(agreed.config), agreed.config.optim.name)
     except ValidationError as error:
         problems += translate(error, taken, str(config.deepspeed), set())
     raise_problems(problems, str(config.deepspeed), do=_ADVICE)
@@ -253,6 +253,9 @@ def _complete(agreed: _Agreed, micro_rows: int, micro_steps: int, notes: list[st
     if config.precision == "fp16":
         settings.setdefault("fp16", {})["enabled"] = True
     settings.setdefault("zero_optimization", {})["stage"] = stage
+    if config.optim.name != "adamw":
+        # DeepSpeed's list of optimizers is short; any that treats each element alone is sound.
+        settings["zero_allow_untested_optimizer"] = True
     if low and stage and micro_steps > 1:
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if config.zero == AUTO:

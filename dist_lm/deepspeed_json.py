@@ -75,8 +75,8 @@ def stray_autos(tree: Tree) -> Iterator[Problem]:
             )
 
 
-def offload_problems(tree: Tree, stage: int) -> Iterator[Problem]:
-    """Offload that the stage cannot do, or whose disk is not named."""
+def offload_problems(tree: Tree, stage: int, optimizer: str) -> Iterator[Problem]:
+    """Offload that the stage or the optimizer cannot do, or whose disk is not named."""
     for name, for_cpu in (("offload_optimizer", 1), ("offload_param", 3)):
         entry = _at(tree, ("zero_optimization", name))
         if entry is None or not isinstance(entry.value, dict):
@@ -89,6 +89,12 @@ def offload_problems(tree: Tree, stage: int) -> Iterator[Problem]:
                 f"`{name}` to {device} needs ZeRO stage {lowest} or more, the stage is {stage}",
                 entry.place,
                 do=f"Set `zero: {lowest}`, or remove `{name}`.",
+            )
+        if device not in ("none", None) and name == "offload_optimizer" and optimizer != "adamw":
+            yield Problem(
+                f"the state of {optimizer} cannot be offloaded",
+                entry.place,
+                do=f"Set optim.name to adamw, or remove `{name}`.",
             )
         path = entry.value["nvme_path"].value if "nvme_path" in entry.value else None
         if device == "nvme" and path in (None, "", NVME_PLACEHOLDER):

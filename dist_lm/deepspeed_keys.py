@@ -173,7 +173,8 @@ def data_type(name: Any) -> Any:
 
 def _optimizer(name: Any) -> Any:
     # DeepSpeed's "Adam" decays weights as AdamW does unless told otherwise.
-    return "adamw" if str(name).lower() in ("adam", "adamw") else name
+    lowered = str(name).lower()
+    return "adamw" if lowered == "adam" else lowered if lowered in ("adamw", "nadam", "sgd") else name
 
 
 def _as_it_is(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Files that are there in full or not at all.
+"""Files and folders that are there in full or not at all.
 
-Enters: bytes and a path.  Leaves: a file on stable storage, its size and hash.
-Promises: a reader never sees half of a file; a killed writer leaves at most `<name>.tmp`, which the
+Enters: bytes and a path.  Leaves: a file, or a folder of files, on stable storage; size and hash.
+Promises: a reader never sees half of it; a killed writer leaves at most `<name>.tmp`, which the
 next one overwrites; a full disk is an EnvironmentFault that leaves the old file in place.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,32 @@ class WholeFile:
         finally:
             # Gone already after the rename; what a failed writer began must not fill the disk.
             self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, reached: Callable[[str], object] = lambda point: None) -> Iterator[Path]:
+    """A hidden folder to be filled, which gets its name when the `with` block ends without an error.
+
+    `path` may be an empty folder.  `reached`: faults.py's places, for tests.
+    """
+    hidden = path.with_name(f".tmp-{path.name}")
+    with disk_errors(path):
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(parents=True)
+        try:
+            yield hidden
+            for file in hidden.iterdir():
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+            sync_folder(hidden)
+            reached("before_rename")
+            if path.exists():
+                path.rmdir()
+            hidden.rename(path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -73,21 +73,12 @@ class Engine:
         # transformers hands out loaded weights in evaluation mode: without dropout.
         module.to(ranks.device).train()
         parameter_groups = groups(module, optim)
-        # Offloaded optimizer states need DeepSpeed's own CPU Adam; elsewhere torch's fused one is
-        # as fast and needs no compiler.
-        offload = deepspeed_settings.get("zero_optimization", {}).get("offload_optimizer", {})
-        if offload.get("device", "none") != "none":
-            from deepspeed.ops.adam import DeepSpeedCPUAdam as optimizer_class
-
-            options: dict[str, Any] = {}
-        else:
-            optimizer_class, options = torch.optim.AdamW, {"fused": True}
         # In fp32 at stage 0 DeepSpeed clips without telling the norm, so the engine clips itself.
         self._own_clip = optim.clip if _is_plain(deepspeed_settings) else None
         settings = dict(deepspeed_settings)
         if self._own_clip is not None:
             settings["gradient_clipping"] = 0.0
-        optimizer = optimizer_class(parameter_groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **options)
+        optimizer = _optimizer(optim, parameter_groups, offloaded=_offloads(deepspeed_settings))
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
@@ -225,6 +216,29 @@ class Engine:
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+def _offloads(settings: Mapping[str, Any]) -> bool:
+    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    return bool(device != "none")
+
+
+def _optimizer(
+    optim: OptimSection, parameter_groups: list[dict[str, Any]], *, offloaded: bool
+) -> torch.optim.Optimizer:
+    """Optimizers that treat each element alone: ZeRO hands them pieces of flattened parameters."""
+    adaptive: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    if optim.name == "sgd":
+        return torch.optim.SGD(parameter_groups, lr=optim.lr, momentum=optim.momentum)
+    if optim.name == "nadam":
+        return torch.optim.NAdam(parameter_groups, **adaptive, decoupled_weight_decay=True)
+    if offloaded:
+        # States on the host need DeepSpeed's own CPU Adam; elsewhere torch's fused one is as fast and
+        # needs no compiler.
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameter_groups, **adaptive)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(parameter_groups, **adaptive, fused=True)
 
 
 def _is_plain(settings: Mapping[str, Any]) -> bool:

@@ -7,17 +7,17 @@ gathered, only sums.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from dist_lm.data.cache import ShardCache
+from dist_lm.data.handover import Handover
 from dist_lm.data.heldout import HeldoutRows
+from dist_lm.data.rows import Rows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import PREDICTED, Task
-
-_LOOK_EVERY = 8
-"""Micro-batches between two looks for a stop request."""
 
 
 def _never() -> bool:
@@ -33,12 +33,11 @@ def evaluate(
     micro_rows: int,
     seed: int,
     cache: ShardCache | None = None,
-    stop_now: Callable[[], bool] = _never,
+    give_up: Callable[[], bool] = _never,
 ) -> dict[str, float]:
     """Averages over the data set in `location`; a collective call of all ranks.
 
-    `stop_now`: asked now and then, at the same micro-batch on every rank; once it says yes, the
-    result is empty.
+    `give_up`: once it says yes on any rank, the result is empty, also where data are waited for.
     """
     sums: dict[str, float] = {}
     targets = dict.fromkeys(task.objectives, 0.0)
@@ -53,18 +52,22 @@ def evaluate(
         seed=seed,
         cache=cache,
     )
-    for number, micro_rows_of_rank in enumerate(rows):
-        if number % _LOOK_EVERY == 0 and stop_now():
-            return {}
-        micro_batch = task.collate(micro_rows_of_rank)
-        outputs = engine.evaluate(micro_batch)
-        predicted = outputs.pop(PREDICTED, None)
-        if state is not None and predicted is not None:
-            task.judge(state, predicted.cpu(), micro_batch)
-        for name, value in outputs.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        for name, count in micro_batch.targets.items():
-            targets[name] += count
+    with contextlib.closing(Handover[Rows]()) as handover:
+        handover.start(iter(rows), "dist_lm-heldout-reader")
+        for _ in range(len(rows)):
+            own = handover.get(give_up)
+            # Every time: at ZeRO-3 a forward pass is a collective call, too.
+            if ranks.sum([give_up()])[0] or own is None:
+                return {}
+            micro_batch = task.collate(own)
+            outputs = engine.evaluate(micro_batch)
+            predicted = outputs.pop(PREDICTED, None)
+            if state is not None and predicted is not None:
+                task.judge(state, predicted.cpu(), micro_batch)
+            for name, value in outputs.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            for name, count in micro_batch.targets.items():
+                targets[name] += count
     # Every rank sees at least one micro-batch, so all know the same names.
     names = sorted(sums)
     totals = ranks.sum([*(sums[name] for name in names), *targets.values()])

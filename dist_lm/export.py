@@ -3,14 +3,15 @@
 Enters: a run folder.  Leaves: model.safetensors, config.json, tokenizer files and a model card; LoRA
 adapters are merged, or exported alone.
 Promises: the folder was loaded again with plain transformers; its parameter names are those of a
-fresh model and its logits those of the weights in the checkpoint.  One process, no ranks, no GPU.
+fresh model and its logits those of the weights in the checkpoint.  An export that is killed leaves
+nothing under the folder's name.  One process, no ranks, no GPU.
 """
 
 from __future__ import annotations
 
 import inspect
-import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from dist_lm import disk, lora
 from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.errors import ConfigError, DataError
+from dist_lm.faults import fault_point
 from dist_lm.model_card import model_card
 from dist_lm.run_dir import RunDir
 from dist_lm.run_model import choose_checkpoint, model_of_run, section_of
@@ -51,20 +53,16 @@ def export(run: str, out: Path, *, dtype: str = "fp32", max_shard_gb: float = 5.
     run_dir, checkpoint = _checkpoint_for(run, out)
     model = whole_model(run_dir, checkpoint)
     reference = _logits(model, run_dir.model)
-    hidden = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    with disk.disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    reached = partial(fault_point, rank=0, step=checkpoint.progress.step)
+    with disk.whole_folder(out, reached) as hidden:
         # save_original_format: the names of today, not those of the first TensorFlow release.
         model.to(_DTYPES[dtype]).save_pretrained(
             hidden, save_original_format=False, max_shard_size=max(int(max_shard_gb * 1e9), 1)
         )
+        reached("in_export")
         _save_tokenizer(run_dir, model, hidden)
         (hidden / "README.md").write_text(model_card(run_dir, checkpoint, model))
         difference = _check(hidden, model, reference, tolerance=0.0 if dtype == "fp32" else 0.1)
-        if out.exists():
-            out.rmdir()
-        hidden.rename(out)
     return Exported(
         out,
         checkpoint.progress.step,
@@ -87,7 +85,8 @@ def export_adapter(run: str, out: Path) -> Exported:
         )
     model = model_of_run(run_dir, checkpoint)
     adapted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    lora.save_adapter(model, section.lora, out, base=section.weights)
+    with disk.whole_folder(out, partial(fault_point, rank=0, step=checkpoint.progress.step)) as hidden:
+        lora.save_adapter(model, section.lora, hidden, base=section.weights)
     return Exported(out, checkpoint.progress.step, type(model).__name__, adapted, 0.0)
 
 

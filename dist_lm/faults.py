@@ -2,8 +2,9 @@
 
 Enters: DIST_LM_FAULT, such as `kill@rank1:step10:before_publish` (`*`: every rank, every step).
 Leaves: the fault, at that place: SIGKILL or SIGSTOP of this process, an out-of-memory error, a full
-disk, a loss that is not finite.  It happens once, in the first attempt; with `:always` at the end,
-each time and in every attempt.
+disk, a loss that is not finite, a wall clock that jumps back a day, a wait until the file that
+DIST_LM_FAULT_GATE names is there (`held` is put beside it first).  It happens once, in the first
+attempt; with `:always` at the end, each time and in every attempt.
 Promises: without the variable, nothing happens.
 """
 
@@ -13,10 +14,15 @@ import errno
 import os
 import re
 import signal
+import time
+from pathlib import Path
 
 from dist_lm.errors import ConfigError
 
 VARIABLE = "DIST_LM_FAULT"
+GATE_VARIABLE = "DIST_LM_FAULT_GATE"
+_DAY_S = 86400.0
+_LOOK_S = 0.02
 POINTS = (
     "before_data",
     "before_forward",
@@ -37,8 +43,12 @@ POINTS = (
     "before_prune",
     "after_prune",
     "in_evaluation",
+    "in_export",
+    "before_rename",
 )
-ACTIONS = ("kill", "stop", "oom", "full", "nan")
+OF_EXPORT = ("in_export", "before_rename")
+"""The points that are not in training."""
+ACTIONS = ("kill", "stop", "oom", "full", "nan", "clock", "hold")
 _fired: set[str] = set()
 _PATTERN = re.compile(r"(?P<action>\w+)@rank(?P<rank>\d+|\*):step(?P<step>\d+|\*):(?P<point>\w+)(?P<always>:always)?")
 
@@ -81,4 +91,12 @@ def _act(action: str) -> str:
         raise MemoryError("out of memory: a test asked for this")
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif action == "clock":
+        honest = time.time
+        time.time = lambda: honest() - _DAY_S
+    elif action == "hold":
+        gate = Path(os.environ[GATE_VARIABLE])
+        gate.with_name("held").touch()
+        while not gate.exists():
+            time.sleep(_LOOK_S)
     return action

@@ -72,8 +72,9 @@ def build_cpu_op() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".dist_lm.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        remove_stale_locks()
-        if is_built():
+        died = remove_stale_locks()
+        # What a build that died has left may look finished, and each rank would build it again.
+        if is_built() and not died:
             return
         log.info("building DeepSpeed's CPU op once (about a minute) ...")
         code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"

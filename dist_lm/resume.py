@@ -16,7 +16,7 @@ from typing import Any
 
 from dist_lm.assemble import Parts
 from dist_lm.checkpoint import commit
-from dist_lm.checkpoint.fragments import loss_scale, optimizer_step, restore, restore_loss_scale
+from dist_lm.checkpoint.fragments import loss_scale, optimizer_scalars, restore, restore_loss_scale
 from dist_lm.checkpoint.manifest import Checkpoint, Progress
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import Store
@@ -78,7 +78,7 @@ def stamp(parts: Parts, progress: Progress, **changes: Any) -> Progress:
 
 def with_state(progress: Progress, parts: Parts, small: SmallState) -> Progress:
     """The progress as a checkpoint holds it."""
-    return stamp(parts, progress, optimizer_step=optimizer_step(parts.engine) or 0, state=small.dump())
+    return stamp(parts, progress, optimizer=optimizer_scalars(parts.engine), state=small.dump())
 
 
 def resume(parts: Parts, store: Store, run_id: str, small: SmallState) -> Progress:
@@ -118,7 +118,7 @@ def load(parts: Parts, checkpoint: Checkpoint, small: SmallState) -> None:
     """Fill the live engine and the small states from a checkpoint."""
     reader = Reader(checkpoint)
     reader.expect(parts.shapes)
-    restore(parts.engine, reader.read, step=checkpoint.progress.optimizer_step)
+    restore(parts.engine, reader, checkpoint.progress.optimizer)
     small.restore(checkpoint.progress.state)
 
 

@@ -6,7 +6,7 @@
     checkpoints/step-00000100/ ...
     metrics.jsonl  tb/                              what it measured
     logs/  errors/  heartbeats/
-    lease.json  run_id                              which attempt may write; whose checkpoints these are
+    leases/0001.json  run_id                        which attempt may write; whose checkpoints these are
     rollbacks.json  too-large/                      what later attempts must know
 
 Enters: a folder name.  Leaves: the paths in it.  Promises: one folder is one run; another
@@ -77,8 +77,8 @@ class RunDir:
         return self.path / "heartbeats"
 
     @property
-    def lease(self) -> Path:
-        return self.path / "lease.json"
+    def leases(self) -> Path:
+        return self.path / "leases"
 
     @property
     def stop_file(self) -> Path:

@@ -83,7 +83,7 @@ def status_of(run_dir: RunDir, *, now: float | None = None) -> Status:
         raise ConfigError(f"{run_dir.path} is not a run folder", do="Name a folder that `dist-lm train` wrote.")
     now = time.time() if now is None else now
     attempts = [run_dir.attempt_facts(number) for number in range(1, run_dir.next_attempt())]
-    held = lease.read(run_dir.lease)
+    held = lease.read(run_dir.leases)
     running = is_running(run_dir)
     if attempts and "ended_at" not in attempts[-1]:
         mine = held if held.get("attempt") == attempts[-1]["attempt"] else {}
@@ -110,7 +110,7 @@ def status_of(run_dir: RunDir, *, now: float | None = None) -> Status:
 
 def is_running(run_dir: RunDir) -> bool:
     """Whether somebody holds the lease and is alive, as far as this host can tell."""
-    held = lease.read(run_dir.lease)
+    held = lease.read(run_dir.leases)
     if not held or held.get("released"):
         return False
     if held["host"] != platform.node():

@@ -31,6 +31,9 @@ class StopFlag:
         """Empty while nobody asked to stop."""
         return self._reason
 
+    def is_asked(self) -> bool:
+        return bool(self._reason)
+
     def request(self, reason: str) -> None:
         if not self._reason:
             self._asked_at = self._clock()
@@ -44,13 +47,29 @@ class StopFlag:
         """Catch the stop signals.  Outside the main thread Python forbids it: then do nothing."""
         if threading.current_thread() is not threading.main_thread():
             return
+        # A thread hears them: Python's own handlers would wait until the main thread comes back from a
+        # collective, that is for a rank which waits for data.
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+            signal.signal(number, _leave_to_the_thread)
+        threading.Thread(target=self._hear, args=(heard,), name="dist_lm-signals", daemon=True).start()
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._reason and self._reason.startswith("SIG"):
+    def _hear(self, heard: int) -> None:
+        while numbers := os.read(heard, 1):
+            if numbers[0] in STOP_SIGNALS:
+                self.on_signal(numbers[0])
+
+    def on_signal(self, number: int) -> None:
+        """A first signal asks to stop, a second one ends the process."""
+        if self._reason.startswith("SIG"):
             os._exit(128 + number)
         self.request(signal.Signals(number).name)
+
+
+def _leave_to_the_thread(_number: int, _frame: FrameType | None) -> None:
+    """Python's default would end the process."""
 
 
 def at_time_limit(stop: StopFlag, limit_s: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], None]:
@@ -70,6 +89,21 @@ def on_file(stop: StopFlag, path: Path) -> Callable[[], None]:
     def look() -> None:
         if path.exists():
             stop.request("dist-lm stop")
+
+    return look
+
+
+def tell_all(stop: StopFlag, path: Path) -> Callable[[], None]:
+    """A duty that puts the file of `on_file` there once this rank was asked to stop.
+
+    All ranks agree in the loop; this reaches those that wait for data, where there is no collective.
+    """
+    told: list[bool] = []
+
+    def look() -> None:
+        if stop.is_asked() and not told:
+            told.append(True)
+            path.touch()
 
     return look
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from dist_lm.checkpoint.policy import SavePolicy
 from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.checkpoint.writer import RETRY_PAUSES_S, Writer
 from dist_lm.config_files import LoadedConfig
-from dist_lm.data.rows import StepRows
+from dist_lm.data.stream import Stream
 from dist_lm.engine import StepResult
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.evaluate import evaluate
@@ -141,6 +140,10 @@ class _Loop:
             self._steps()
             if self.spoilt:
                 self._roll_back()
+        if self.stop_agreed:
+            # Where a rank stopped waiting for data, the last step is one that nobody took for the last.
+            self._record()
+            self._save(None)
         self.watch.enter("checkpoint", self.progress.step)
         # The last save is waited for; its error is everybody's.
         self.writer.finish()
@@ -149,15 +152,14 @@ class _Loop:
     def _steps(self) -> None:
         """Until the run ends, has to go back, or has to read anew without what is damaged."""
         with open_stream(self.parts, self.progress) as stream:
-            batches = iter(stream)
-            while not self._done and not self.spoilt and self._one_step(batches):
+            while not self._done and not self.spoilt and self._one_step(stream):
                 if not self.spoilt:
                     self._after_step()
 
-    def _one_step(self, batches: Iterator[StepRows]) -> bool:
-        """False: nothing was trained on, as there is damage in the rows."""
+    def _one_step(self, stream: Stream) -> bool:
+        """False: nothing was trained on, as there is damage in the rows, or no time to wait for them."""
         step = self.progress.step + 1
-        batch = self._next_batch(batches, step)
+        batch = self._next_batch(stream, step)
         if batch is None:
             return False
         self.watch.enter("step", step)
@@ -184,29 +186,36 @@ class _Loop:
         self._fault("after_step", step)
         return True
 
-    def _next_batch(self, batches: Iterator[StepRows], step: int) -> Batch | None:
-        """This step's rows, and the one small sum over ranks that each step has; None: damage, read anew."""
+    def _next_batch(self, stream: Stream, step: int) -> Batch | None:
+        """This step's rows, and the one small sum over ranks that each step has.
+
+        None: there is damage, to be read around; or a rank was asked to stop while it waited for data.
+        """
         self.watch.enter("data", step)
         self._fault("before_data", step)
         began = time.perf_counter()
         failure: DistLMError | None = self.writer.error or self.attempt.lost
-        local = next_local(batches, self.task, self.parts.plan)
+        local = next_local(stream, self.task, self.parts.plan, self.stop.is_asked)
         failure = failure or local.failure
         self._fault("in_collective", step)
         # Targets (for the token-weighted loss), tokens, whether anybody was asked to stop, whether
-        # rank 0's clock says that it is time to save, and whether anybody has no data, could not
-        # save, or lost the run.
+        # rank 0's clock says that it is time to save, whether anybody has no data, could not save, or
+        # lost the run, and whether anybody stopped waiting for data.
         due = self.ranks.is_first and self.saves.is_due(step)
-        *counts, global_tokens, stops, saves, failures = self.ranks.sum(
-            [*local.targets(self.task.objectives), local.tokens, bool(self.stop.reason), due, failure is not None]
+        stop, idle = self.stop.is_asked(), local.is_idle
+        *counts, global_tokens, stops, saves, failures, idlers = self.ranks.sum(
+            [*local.targets(self.task.objectives), local.tokens, stop, due, failure is not None, idle]
         )
         if failures:
             self.progress, found = set_damage_aside(self.parts, self.progress, failure)
             for damage in found:
                 self._event("damage", damage.facts)
             return None
-        assert local.rows is not None
         self.stop_agreed, self.save_agreed = stops > 0, saves > 0
+        if idlers:
+            stream.hurry()
+            return None
+        assert local.rows is not None
         targets = dict(zip(self.task.objectives, counts, strict=True))
         seconds = time.perf_counter() - began
         return Batch(local.rows, local.micro_batches, targets, int(global_tokens), local.tokens, seconds)
@@ -282,7 +291,7 @@ class _Loop:
                 micro_rows=self.parts.micro_rows,
                 seed=self.config.run.seed,
                 cache=self.parts.cache,
-                stop_now=lambda: self.ranks.sum([bool(self.stop.reason)])[0] > 0,
+                give_up=self.stop.is_asked,
             )
             if not values:
                 self.stop_agreed = True

@@ -1,7 +1,7 @@
 """A thread that sees what the loop cannot: stalls, a launcher that died, requests in files.
 
 Enters: the section that the loop is in.  Leaves: heartbeats/rank-NNNNN.json, and on a stall every
-stack and the place of every rank in errors/, then the end of this process.
+stack, the last collectives and the place of every rank in errors/, then the end of this process.
 Promises: no collective; a rank that waits for a peer which is itself within its limits is not
 stalled; a stalled group ends, so that its launcher can start it again.
 """
@@ -12,6 +12,9 @@ import faulthandler
 import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +33,7 @@ LONGEST_SEEN = 5.0
 UNSEEN = 10.0
 """A section that was never finished may take this many times the least limit."""
 TICK_S = 1.0
+_PY_SPY_S = 30.0
 _SILENT_TICKS = 5
 """Looks without a new beat after which a peer counts as frozen."""
 
@@ -146,6 +150,8 @@ class Watchdog:
         path = self._run_dir.write_error(self._attempt, self._rank, f"{error}\n\n" + "\n".join(self._places()) + "\n\n")
         with path.open("a") as file:
             faulthandler.dump_traceback(file, all_threads=True)
+        native_stacks(path)
+        flight_record(path.with_suffix(".collectives.json"))
         log.error("%s", error)
         self._end(Stalled.exit_code)
 
@@ -161,6 +167,32 @@ class Watchdog:
                 f"for {beat.get('waited_s', 0)} s"
             )
         return sorted(lines, key=lambda line: "does not answer" not in line)
+
+
+def native_stacks(path: Path) -> None:
+    """Add the stacks of this process with their C++ frames, where py-spy is installed."""
+    program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        return
+    words = [program, "dump", "--native", "--nonblocking", "--pid", str(os.getpid())]
+    try:
+        dumped = subprocess.run(words, capture_output=True, text=True, timeout=_PY_SPY_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("py-spy: %s", error)
+        return
+    with path.open("a") as file:
+        file.write(f"\n\n{dumped.stdout or dumped.stderr}")
+
+
+def flight_record(path: Path) -> None:
+    """Write what torch's flight recorder (of NCCL, and of gloo) has kept: the last collectives of this
+    rank, with their shapes, and which of them began and ended.
+    """
+    import torch._C._distributed_c10d as c10d
+
+    record = getattr(c10d, "_dump_fr_trace_json", None) or getattr(c10d, "_dump_nccl_trace_json", None)
+    if record is not None:
+        path.write_bytes(record())
 
 
 def heartbeat_file(run_dir: RunDir, rank: int) -> Path:

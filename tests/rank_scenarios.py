@@ -1,17 +1,23 @@
 """Real gloo ranks that train several small runs one after the other in one process group.
 
-Starting a rank costs ten seconds of imports; a run of six steps costs one.  `train_scenarios` starts
-the ranks once and hands them a list of configurations.
+A run of six steps costs a second, the imports of a rank ten: all ranks are forked from one process that
+has them.  `train_scenarios` starts the ranks once and hands them a list of configurations.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 TIMEOUT_S = 600
 
@@ -68,35 +74,24 @@ def attempt_scenarios(folder: Path, configs: list[dict[str, Any]], *, num_ranks:
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"plan-{num_ranks}.json"
     plan.write_text(json.dumps(configs))
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-    }
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
     logs = [folder / f"ranks-{num_ranks}-{rank}.log" for rank in range(num_ranks)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as output:
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, __file__, str(plan)],
-                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+    context = server_of_ranks()
+    ranks = [
+        context.Process(target=_rank, args=(plan, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log))
+        for rank, log in enumerate(logs)
+    ]
+    for process in ranks:
+        process.start()
     try:
-        codes = [rank.wait(timeout=TIMEOUT_S) for rank in ranks]
+        for process in ranks:
+            process.join(TIMEOUT_S)
     finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-                rank.wait()
+        for process in ranks:
+            process.kill()
+            process.join()
+    codes = [process.exitcode for process in ranks]
     tails = "\n".join(log.read_text()[-1500:] for log in logs)
     assert codes == [0] * num_ranks, tails
     outcomes = [json.loads(Path(f"{plan}.{rank}").read_text()) for rank in range(num_ranks)]
@@ -120,10 +115,45 @@ def heldout_loss(run_dir: Path) -> float:
     return float(read_metrics(run_dir / "metrics.jsonl", "eval")[-1]["loss"])
 
 
-def _train_all(plan: Path) -> None:
-    from dist_lm.worker import prepare_environment
+@contextlib.contextmanager
+def one_thread_a_rank() -> Iterator[None]:
+    """Variables for ranks on the CPU whose sums are equal; those of before come back."""
+    with pytest.MonkeyPatch.context() as patched:
+        common = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        for name, value in {**common, "GLOO_SOCKET_IFNAME": "lo"}.items():
+            patched.setenv(name, value)
+        yield
 
-    prepare_environment()
+
+def launch_here(recipe: Path, run_dir: Path, *, num_ranks: int = 2, meanwhile: Callable[[], None]) -> int:
+    """One attempt of the local launcher in this process, from the server that all tests share; its exit code.
+
+    `meanwhile` runs in a thread; what it raises is raised here.
+    """
+    from dist_lm.cluster.local import LocalLaunch, launch
+
+    server_of_ranks()
+    with one_thread_a_rank(), ThreadPoolExecutor(1) as pool:
+        told = pool.submit(meanwhile)
+        code = launch(LocalLaunch(recipe, [], num_ranks, True, 0, run_dir))
+        told.result()
+    return code
+
+
+def server_of_ranks() -> ForkServerContext:
+    """One process that imports everything once; ranks of all tests are forked from it."""
+    multiprocessing.set_forkserver_preload(["dist_lm.cluster.preload"])
+    with one_thread_a_rank():
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
+def _rank(plan: Path, variables: dict[str, str], log: Path) -> None:
+    """One rank's process: trains all configurations."""
+    with log.open("wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(variables)
     from dist_lm.config import RunConfig
     from dist_lm.config_files import LoadedConfig
     from dist_lm.errors import DistLMError
@@ -146,7 +176,3 @@ def _train_all(plan: Path) -> None:
     Path(f"{plan}.{ranks.rank}").write_text(json.dumps(outcomes))
     ranks.barrier()
     disconnect()
-
-
-if __name__ == "__main__":
-    _train_all(Path(sys.argv[1]))

@@ -74,7 +74,7 @@ def test_the_name_decides_which_task_it_is() -> None:
         ({"task__mask_share": 1.1}, "mask_share"),
         ({"precision": "int8"}, "precision"),
         ({"zero": 4}, "zero"),
-        ({"optim__name": "sgd"}, "name"),
+        ({"optim__name": "lamb"}, "name"),
         ({"colour": "red"}, "colour"),
         ({"run__colour": "red"}, "colour"),
     ],

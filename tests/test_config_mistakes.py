@@ -54,10 +54,10 @@ def test_an_unknown_key_suggests_the_one_that_was_meant(folder: Path, override: 
 def test_an_unknown_key_in_the_file_has_its_line_and_the_valid_names(folder: Path) -> None:
     message = refusal(write("c.yaml", BASE.replace("  lr: 1e-4", "  learning_rate: 1e-4\n  lr: 1e-4")))
     assert "unknown key `optim.learning_rate`   (c.yaml:11)" in message
-    assert "valid: name lr layer_decay weight_decay betas eps clip schedule" in message
+    assert "valid: name lr layer_decay weight_decay betas eps momentum clip schedule" in message
 
 
-@pytest.mark.parametrize("key", ["optim.xyzzy", "optim.momentum", "optim.amsgrad"])
+@pytest.mark.parametrize("key", ["optim.xyzzy", "optim.nesterov", "optim.amsgrad"])
 def test_a_key_like_no_other_lists_the_valid_ones_only(folder: Path, key: str) -> None:
     message = refusal("base.yaml", f"{key}=1")
     assert "did you mean" not in message
@@ -124,6 +124,17 @@ def test_a_wrong_value_names_its_key_and_its_place(folder: Path, override: str, 
     message = refusal("base.yaml", override)
     assert words in message
     assert f"(override `{override}`)" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optim.momentum=0.5"], "optim.momentum has no effect with optim.name=adamw"),
+        (["optim.name=sgd", "optim.betas=[0.8, 0.9]"], "optim.betas has no effect with optim.name=sgd"),
+    ],
+)
+def test_a_key_of_another_optimizer_is_refused(folder: Path, overrides: list[str], words: str) -> None:
+    assert words in refusal("base.yaml", *overrides)
 
 
 def test_a_wrong_value_in_the_file_has_its_line(folder: Path) -> None:

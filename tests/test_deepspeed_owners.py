@@ -130,7 +130,7 @@ def test_equal_values_may_be_written_differently(folder: Path, path: keys.KeyPat
         ({"gradient_clipping": -1}, "`optim.clip` should be greater than or equal to 0, got -1   (ds.json:2)"),
         ({"gradient_clipping": True}, "`gradient_clipping` should not be true or false   (ds.json:2)"),
         ({"zero_optimization": {"stage": 4}}, "`zero` should be 'auto', 0, 1, 2 or 3, got 4   (ds.json:3)"),
-        ({"optimizer": {"type": "Lion"}}, "`optim.name` should be 'adamw', got 'Lion'   (ds.json:3)"),
+        ({"optimizer": {"type": "Lion"}}, "`optim.name` should be 'adamw', 'nadam' or 'sgd', got 'Lion'   (ds.json:3)"),
     ],
 )
 def test_a_wrong_value_in_the_json_has_its_line(folder: Path, settings: dict[str, Any], words: str) -> None:

@@ -41,7 +41,7 @@ SEAMS = {
         "cluster/job_package.py",
         "data/preparation/runners.py",
     },
-    "deepspeed": {"engine.py", "deepspeed_config.py"},
+    "deepspeed": {"engine.py", "deepspeed_config.py", "cluster/preload.py"},
     "webdataset": {"data/shards.py"},
     "captum": {"predictors/attributions.py"},
 }
@@ -51,6 +51,7 @@ LIGHT = [
     "data/input_records.py",
     "cli_cluster.py",
     "cluster/manifests.py",
+    "cluster/rank_process.py",
     "cluster/ray_launcher.py",
     "cluster/ray_options.py",
     "cluster/ray_cluster.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_lm import ops
+from dist_lm.errors import EnvironmentFault
 
 
 @pytest.fixture
@@ -80,13 +81,19 @@ def test_an_op_counts_as_built_when_its_library_is_there_and_nobody_builds(folde
     assert not ops.is_built()
 
 
-def test_an_op_that_is_there_is_not_built_again_and_a_dead_lock_beside_it_goes(folder: Path) -> None:
+def test_an_op_that_is_there_is_built_again_only_where_a_build_died(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = folder / ops.CPU_OP / f"{ops.CPU_OP}.so"
     library.write_bytes(b"\x7fELF")
-    (folder / ops.CPU_OP / "lock").touch()
+    # A build would fail.
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     ops.build_cpu_op()
     assert library.read_bytes() == b"\x7fELF"
-    assert ops.is_built()
+    (folder / ops.CPU_OP / "lock").touch()
+    with pytest.raises(EnvironmentFault, match="cannot be built"):
+        ops.build_cpu_op()
+    assert not (folder / ops.CPU_OP / "lock").exists()
 
 
 def test_every_process_finds_the_ninja_of_this_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:

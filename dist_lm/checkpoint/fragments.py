@@ -4,16 +4,17 @@ Enters: an Engine of any ZeRO stage and world size.  Leaves: for each parameter 
 rank owns, in fp32: the weights and every tensor of the optimizer state.
 Promises: the ranges of all ranks cover each parameter exactly once; after `restore`, weights,
 optimizer state, steps and hyper-parameters are those that were saved, whatever the stage and the
-number of ranks were.
+number of ranks were.  Any optimizer that treats each element alone will do: what its state holds an
+element is a fragment, what it counts for all parameters alike is a scalar.
 
 This is the one module that knows where DeepSpeed keeps its state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,8 +43,14 @@ class Fragment:
         return self.tensors[WEIGHT].numel()
 
 
-Read = Callable[[str, str, int, int], Tensor]
-"""(parameter, key, start, size) -> fp32 tensor [size]."""
+class Source(Protocol):
+    """Where `restore` reads from."""
+
+    def read(self, name: str, key: str, start: int, size: int) -> Tensor:
+        """fp32 tensor [size]: elements start .. start + size of the flattened parameter or state."""
+
+    def keys(self) -> set[str]:
+        """WEIGHT and the keys of the optimizer's state."""
 
 
 def own_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -53,12 +60,15 @@ def own_fragments(engine: Engine) -> Iterator[Fragment]:
         yield from layout.fragments(name, parameter)
 
 
-def optimizer_step(engine: Engine) -> int | None:
-    """Updates that the optimizer has counted; None where it does not count, or has no state yet."""
-    steps = {int(state["step"]) for state in _base_optimizer(engine).state.values() if "step" in state}
-    if len(steps) > 1:
-        raise AssertionError(f"parameters disagree about the optimizer's step: {sorted(steps)}")
-    return steps.pop() if steps else None
+def optimizer_scalars(engine: Engine) -> dict[str, float]:
+    """What the optimizer's state holds once for a parameter, such as its step; the same for all of them.
+
+    Empty where it holds nothing, or has no state yet.
+    """
+    found = [_scalars(owner, state) for owner, state in _base_optimizer(engine).state.items() if state]
+    if any(scalars != found[0] for scalars in found):
+        raise AssertionError(f"parameters disagree about the optimizer's scalars: {found}")
+    return found[0] if found else {}
 
 
 def loss_scale(engine: Engine) -> dict[str, Any]:
@@ -82,27 +92,39 @@ def _scale_keeper(engine: Engine) -> Any:
     return getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", optimizer)
 
 
-def restore(engine: Engine, read: Read, *, step: int) -> None:
-    """Fill weights and optimizer state from `read`; a collective call of all ranks.
+def restore(engine: Engine, source: Source, scalars: dict[str, float]) -> None:
+    """Fill weights and optimizer state from `source`; a collective call of all ranks.
 
-    `step`: updates that the optimizer had counted.
+    `scalars`: those of `optimizer_scalars` when it was saved.  Raises DataError where another kind of
+    optimizer wrote it.
     """
-    layout = _layout(engine)
+    layout, states = _layout(engine), _base_optimizer(engine).state
+    saved = source.keys()
     with torch.no_grad():
-        layout.prepare()
+        if saved == {WEIGHT} and not scalars:
+            # Saved before the first update, or by an optimizer without state.
+            states.clear()
+        else:
+            layout.prepare()
+        live = {WEIGHT, *(key for owner, state in states.items() for key, _ in _tensors(owner, state))}
+        if saved != live:
+            raise DataError(
+                "the checkpoint is of another optimizer",
+                why=f"It holds {', '.join(sorted(saved))}; this one has {', '.join(sorted(live))}.",
+                do="Go on with the optimizer of before, or begin a new run with model.from=RUN.",
+            )
         for name, parameter in _trainable(engine):
-            layout.fill(name, parameter, read)
-        for state in _base_optimizer(engine).state.values():
-            # A tensor of its own for each parameter: DeepSpeed's own loader shares one at stage 3.
-            if torch.is_tensor(state.get("step")):
-                state["step"] = torch.full_like(state["step"], float(step))
-            elif "step" in state:
-                state["step"] = step
+            layout.fill(name, parameter, source)
+        for state in states.values():
+            for key, value in scalars.items():
+                # A tensor of its own for each parameter: DeepSpeed's own loader shares one at stage 3.
+                old = state[key]
+                state[key] = torch.full_like(old, value) if torch.is_tensor(old) else type(old)(value)
         layout.publish()
     engine.check_groups()
-    if optimizer_step(engine) not in (step, None):
+    if optimizer_scalars(engine) != scalars:
         raise DataError(
-            f"the optimizer stands at step {optimizer_step(engine)} after loading step {step}",
+            f"the optimizer stands at {optimizer_scalars(engine)} after loading {scalars}",
             do="This is a defect of dist_lm with this optimizer; please report it.",
         )
 
@@ -144,7 +166,7 @@ class _Layout:
     def prepare(self) -> None:
         """Create optimizer state that DeepSpeed would create at the first step."""
 
-    def fill(self, name: str, parameter: Any, read: Read) -> None:
+    def fill(self, name: str, parameter: Any, source: Source) -> None:
         raise NotImplementedError
 
     def publish(self) -> None:
@@ -165,7 +187,7 @@ class _Whole(_Layout):
             return
         owner = self._owner(parameter)
         tensors = {WEIGHT: owner.detach().flatten()[start:end]}
-        for key, value in _tensor_state(self._state(), owner):
+        for key, value in _tensors(owner, self._state().get(owner, {})):
             tensors[key] = value.flatten()[start:end]
         yield Fragment(name, tuple(parameter.shape), start, tensors)
 
@@ -177,11 +199,11 @@ class _Whole(_Layout):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         _create_state(optimizer, parameters)
 
-    def fill(self, name: str, parameter: Any, read: Read) -> None:
+    def fill(self, name: str, parameter: Any, source: Source) -> None:
         owner, size = self._owner(parameter), parameter.numel()
-        owner.data.copy_(read(name, WEIGHT, 0, size).view_as(owner))
-        for key, value in _tensor_state(self._state(), owner):
-            value.copy_(read(name, key, 0, size).view_as(value))
+        owner.data.copy_(source.read(name, WEIGHT, 0, size).view_as(owner))
+        for key, value in _tensors(owner, self._state().get(owner, {})):
+            value.copy_(source.read(name, key, 0, size).view_as(value))
 
 
 class _MasterCopies(_Whole):
@@ -217,7 +239,7 @@ class _FlatPartitions(_Layout):
         optimizer = _base_optimizer(self.engine)
         (flat,) = optimizer.param_groups[mapping.param_group_index]["params"]
         address = mapping.get_hp_fragment_address()
-        for key, value in _tensor_state(optimizer.state, flat):
+        for key, value in _tensors(flat, optimizer.state.get(flat, {})):
             tensors[key] = value.narrow(0, address.start, address.numel)
         yield Fragment(name, tuple(parameter.shape), mapping.lp_fragment_address.start, tensors)
 
@@ -226,10 +248,10 @@ class _FlatPartitions(_Layout):
         partitions = [p for group in optimizer.param_groups for p in group["params"]]
         _create_state(optimizer, partitions)
 
-    def fill(self, name: str, parameter: Any, read: Read) -> None:
+    def fill(self, name: str, parameter: Any, source: Source) -> None:
         for fragment in self.fragments(name, parameter):
             for key, value in fragment.tensors.items():
-                value.data.copy_(read(name, key, fragment.start, fragment.size))
+                value.data.copy_(source.read(name, key, fragment.start, fragment.size))
 
     def publish(self) -> None:
         self.optimizer.update_lp_params()
@@ -253,9 +275,9 @@ class _Partitioned(_Layout):
         for group in base.param_groups:
             group["params"] = []
 
-    def _keys(self, parameter: Any) -> list[str]:
-        state = next(iter(_base_optimizer(self.engine).state.values()))
-        return [key for key, value in state.items() if key != "step" and torch.is_tensor(value)]
+    def _keys(self) -> list[str]:
+        owner, state = next(iter(_base_optimizer(self.engine).state.items()), (None, {}))
+        return [key for key, _ in _tensors(owner, state)]
 
     def fragments(self, name: str, parameter: Any) -> Iterator[Fragment]:
         start, size, _ = self._range(parameter)
@@ -263,16 +285,16 @@ class _Partitioned(_Layout):
             return
         local = self.optimizer.get_local_fp32_param
         tensors = {WEIGHT: local(parameter)[:size]}
-        for key in self._keys(parameter):
+        for key in self._keys():
             tensors[key] = local(parameter, key)[:size]
         yield Fragment(name, tuple(parameter.ds_shape), start, tensors)
 
-    def fill(self, name: str, parameter: Any, read: Read) -> None:
+    def fill(self, name: str, parameter: Any, source: Source) -> None:
         start, size, padded = self._range(parameter)
-        for key in (WEIGHT, *self._keys(parameter)):
+        for key in (WEIGHT, *self._keys()):
             value = torch.zeros(padded)
             if size:
-                value[:size] = read(name, key, start, size)
+                value[:size] = source.read(name, key, start, size)
             value = value.to(self.engine.ranks.device)
             if key == WEIGHT:
                 self.optimizer.set_local_hp_param(value, parameter)
@@ -293,10 +315,17 @@ class _Partitioned(_Layout):
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _tensor_state(states: Any, owner: Any) -> Iterator[tuple[str, Tensor]]:
-    for key, value in states.get(owner, {}).items():
-        if torch.is_tensor(value) and value.shape == owner.shape:
+def _tensors(owner: Any, state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """What an optimizer's state holds for each element of a parameter."""
+    for key, value in state.items():
+        if torch.is_tensor(value) and value.dim() and value.shape == owner.shape:
             yield key, value
+
+
+def _scalars(owner: Any, state: dict[str, Any]) -> dict[str, float]:
+    """The rest of the state: numbers."""
+    tensors = {key for key, _ in _tensors(owner, state)}
+    return {key: float(value) for key, value in state.items() if key not in tensors and value is not None}
 
 
 def _create_state(optimizer: Any, parameters: list[Any]) -> None:

@@ -37,8 +37,8 @@ class Progress:
     world_size: int = 1
     zero_stage: int = 0
     precision: str = "fp32"
-    optimizer_step: int = 0
-    """Updates that the optimizer has counted."""
+    optimizer: dict[str, float] = field(default_factory=dict)
+    """What the optimizer counts for all parameters alike, such as its step."""
     quarantine: list[Place] = field(default_factory=list)
     """Damaged places of the data that others stand for: sorted."""
     state: dict[str, Any] = field(default_factory=dict)

@@ -42,6 +42,10 @@ class Reader:
             do="Use the configuration that the run was begun with.",
         )
 
+    def keys(self) -> set[str]:
+        """WEIGHT and the keys of the optimizer's state, of any parameter."""
+        return {key for facts in self.checkpoint.parameters.values() for key in facts["keys"]}
+
     def read(self, name: str, key: str, start: int, size: int) -> Tensor:
         """fp32 tensor [size]: elements start .. start + size of the flattened parameter."""
         result = torch.empty(size, dtype=torch.float32)

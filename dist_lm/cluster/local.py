@@ -1,6 +1,6 @@
 """Processes on this machine: one a rank, started, watched, restarted.
 
-Enters: the command tail of `dist-lm train` and a number of ranks.  Leaves: their common exit code.
+Enters: a configuration and a number of ranks.  Leaves: their common exit code.
 Promises: ops are built before any rank starts (D8); a crash is followed by a restart while restarts
 are left, a configuration or data error never is; no rank outlives this process.
 """
@@ -8,23 +8,23 @@ are left, a configuration or data error never is; no rank outlives this process.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from dist_lm import ops
 from dist_lm.checkpoint.store import open_store
+from dist_lm.cluster.rank_process import RankProcess
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, OutOfMemory, Stalled, StopRequested
+from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Pause before a restart, by the number of attempts without a new checkpoint; the last one repeats."""
 CRASH_LOOP = 3
 """Attempts in a row without a new checkpoint after which another one is no use."""
-_PR_SET_PDEATHSIG = 1
 RESTARTABLE = {EXIT_CRASH, Stalled.exit_code}
 
 
@@ -46,8 +45,8 @@ RESTARTABLE = {EXIT_CRASH, Stalled.exit_code}
 class LocalLaunch:
     """What to start."""
 
-    arguments: Sequence[str]
-    """Arguments of `dist-lm train` without the launcher's own (--cpu, --max-restarts)."""
+    config: Path
+    overrides: Sequence[str]
     num_ranks: int
     cpu: bool
     max_restarts: int
@@ -59,10 +58,11 @@ def launch(plan: LocalLaunch) -> int:
     if plan.cpu:
         ops.build_cpu_op()
     run_dir = RunDir(plan.run_dir)
+    os.environ[SUPERVISOR_VARIABLE] = uuid.uuid4().hex
     without_progress = 0
     for restart in range(plan.max_restarts + 1):
         before = _committed(run_dir)
-        group = _Group(plan, restart)
+        group = _Group(plan)
         code = group.run()
         smaller = code == OutOfMemory.exit_code and _committed(run_dir)[1] > before[1]
         if code not in RESTARTABLE and code >= 0 and not smaller:
@@ -96,61 +96,59 @@ def _committed(run_dir: RunDir) -> tuple[list[str], int]:
 class _Group:
     """The ranks of one attempt."""
 
-    def __init__(self, plan: LocalLaunch, restart: int) -> None:
-        self.plan, self.restart = plan, restart
+    def __init__(self, plan: LocalLaunch) -> None:
+        self.plan = plan
         self.cause = ""
         self._stop_signal = 0
-        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._ranks: list[RankProcess] = []
+        self._starting = True
 
     def run(self) -> int:
         """Negative: the signal that ended the first rank to fail; otherwise its exit code."""
-        with self._forwarded_signals(), contextlib.ExitStack() as files:
+        with self._forwarded_signals():
             try:
-                self._start(files)
+                self._start()
                 return self._watch()
             finally:
                 self._end()
 
-    def _start(self, files: contextlib.ExitStack) -> None:
+    def _start(self) -> None:
         port = free_port()
+        os.environ.update(self._common_variables())
         for rank in range(self.plan.num_ranks):
-            output: IO[bytes] | None = None
-            if rank:
-                output = files.enter_context(self._log_file(rank).open("ab"))
+            variables = {
+                # The server that ranks are forked from may be older than some of them.
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.plan.num_ranks),
+                "LOCAL_WORLD_SIZE": str(self.plan.num_ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            log_file = self._log_file(rank) if rank else None
             self._ranks.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "dist_lm", "train", *self.plan.arguments],
-                    env=self._environment(rank, port),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    preexec_fn=_die_with_parent,
-                )
+                RankProcess(self.plan.config, self.plan.overrides, variables, log=log_file, fork=self.plan.cpu)
             )
+        self._starting = False
+        if self._stop_signal:
+            # It came while the first rank was being started.
+            self._pass_on(signal.SIGTERM)
 
     def _log_file(self, rank: int) -> Path:
         logs = RunDir(self.plan.run_dir).logs
         logs.mkdir(parents=True, exist_ok=True)
         return logs / f"rank-{rank:05d}.log"
 
-    def _environment(self, rank: int, port: int) -> dict[str, str]:
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(self.plan.num_ranks),
-            "LOCAL_WORLD_SIZE": str(self.plan.num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONUNBUFFERED": "1",
-            "DIST_LM_LAUNCHER": "local",
-        }
+    def _common_variables(self) -> dict[str, str]:
+        """Variables of all ranks, which libraries read when they are imported."""
+        common = {"PYTHONUNBUFFERED": "1"}
         if self.plan.cpu:
             cores = max(1, (os.cpu_count() or 1) // self.plan.num_ranks)
-            environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-            environment.setdefault("OMP_NUM_THREADS", str(cores))
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        return environment
+            common |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+            for name, value in {"OMP_NUM_THREADS": str(cores), "GLOO_SOCKET_IFNAME": "lo"}.items():
+                common.setdefault(name, os.environ.get(name, value))
+        return common
 
     def _watch(self) -> int:
         """Wait until all ranks are done, or one failed."""
@@ -200,10 +198,14 @@ class _Group:
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         again, self._stop_signal = bool(self._stop_signal), number
+        # The second signal: at once, and no rank has a say in it.
+        self._pass_on(signal.SIGKILL if again else signal.SIGTERM)
+        if again and self._starting:
+            os._exit(128 + number)
+
+    def _pass_on(self, number: int) -> None:
         for process in self._ranks:
-            if process.poll() is None:
-                # The second signal: at once, and no rank has a say in it.
-                process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+            process.send_signal(number)
 
     @property
     def stop_asked(self) -> bool:
@@ -220,17 +222,9 @@ class _Group:
 
     def _end(self) -> None:
         for process in self._ranks:
-            if process.poll() is None:
-                process.kill()
+            process.send_signal(signal.SIGKILL)
         for process in self._ranks:
-            process.wait()
-
-
-def _die_with_parent() -> None:
-    # Linux: when the launcher is killed, each rank is asked to stop, and saves.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Ctrl-C reaches the whole terminal group: only the launcher passes it on.
-    os.setpgrp()
+            process.end()
 
 
 def free_port() -> int:

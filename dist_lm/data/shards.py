@@ -76,7 +76,8 @@ _MAX_NUMBER = 10**6
 """Shards and blocks are numbered with six digits."""
 
 
-def _webdataset() -> Any:
+def load_webdataset() -> Any:
+    """The library, imported safely."""
     # Read at import: refuses the URLs that start a shell, should anyone ever pass one.
     os.environ["WDS_SECURE"] = "1"
     import webdataset
@@ -159,7 +160,7 @@ def _write_blocks(
 ) -> list[int]:
     """Write all blocks; returns the offset of each and the end of the last."""
     # An integer mtime of 0: a float, the default, costs an extra header for each member.
-    writer = _webdataset().TarWriter(file, encoder=False, mtime=0)
+    writer = load_webdataset().TarWriter(file, encoder=False, mtime=0)
     writer.group = content
     offsets = []
     for block, members in _blocks(columns, spec, block_rows):
@@ -226,7 +227,7 @@ class ShardReader:
         self._cache = cache if self._remote else None
         self._offsets: dict[int, NDArray[np.uint64]] = {}
         self._scratch = Scratch() if reuse_memory else None
-        self._wds = _webdataset()
+        self._wds = load_webdataset()
 
     def blocks(self, shard: int, lo_block: int, hi_block: int) -> Iterator[Block]:
         """Blocks [lo_block, hi_block) of a shard (its place in the manifest), one at a time."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from dist_lm.data.cache import ShardCache
 from dist_lm.data.damage import DamagedData, Place
 from dist_lm.data.eras import Eras
+from dist_lm.data.handover import Handover
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.location import is_remote
 from dist_lm.data.order import Ints
@@ -33,8 +33,6 @@ from dist_lm.errors import ConfigError, DataError
 
 __all__ = ["HeldoutRows", "Rows", "StepRows", "Stream"]
 
-READ_AHEAD = 2
-"""Batches that wait for the consumer at most."""
 CLOSE_TIMEOUT_S = 30.0
 """How long `close` waits for a read that is under way."""
 
@@ -89,7 +87,8 @@ class Stream:
             )
         if cache is not None:
             cache.next_use = lambda: {name: use for plan in plans for name, use in plan.next_use().items()}
-        self._handover = _Handover(READ_AHEAD)
+        self._handover: Handover[StepRows] = Handover()
+        self._close_timeout_s = CLOSE_TIMEOUT_S
         self._position = position
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -98,21 +97,28 @@ class Stream:
         return self
 
     def __next__(self) -> StepRows:
+        rows = self.next_rows()
+        assert rows is not None
+        return rows
+
+    def next_rows(self, give_up: Callable[[], bool] = lambda: False) -> StepRows | None:
+        """The next step's rows; None: they are not here yet, and `give_up` says not to wait for them."""
         with self._starting:
             if self._thread is None and not self._handover.closed:
-                # A daemon: a read that hangs must not keep a finished process alive.
-                name = f"dist_lm-reader-{self._rank}"
-                self._thread = threading.Thread(target=self._read_ahead, name=name, daemon=True)
-                self._thread.start()
-        return self._handover.get()
+                self._thread = self._handover.start(self._all_steps(), f"dist_lm-reader-{self._rank}")
+        return self._handover.get(give_up)
+
+    def hurry(self) -> None:
+        """Let `close` wait for no read that is under way: it may be one that hangs."""
+        self._close_timeout_s = 0.0
 
     def close(self) -> None:
         """End the reader thread.  May be called twice, and from another thread."""
         with self._starting:
             self._handover.close()
         if self._thread is not None:
-            self._thread.join(CLOSE_TIMEOUT_S)
-            if self._thread.is_alive():
+            self._thread.join(self._close_timeout_s)
+            if self._thread.is_alive() and self._close_timeout_s:
                 log.warning("the data reader still waits for storage after %.0f s; left behind", CLOSE_TIMEOUT_S)
         if self._fetcher is not None:
             self._fetcher.close()
@@ -128,13 +134,11 @@ class Stream:
     ) -> None:
         self.close()
 
-    def _read_ahead(self) -> None:
-        try:
-            position = self._position
-            while self._handover.put(self._step_rows(position)):
-                position += self._global_rows
-        except BaseException as error:
-            self._handover.fail(error)
+    def _all_steps(self) -> Iterator[StepRows]:
+        position = self._position
+        while True:
+            yield self._step_rows(position)
+            position += self._global_rows
 
     def _step_rows(self, position: int) -> StepRows:
         slots = np.arange(self._rank, self._global_rows, self._world_size)
@@ -167,47 +171,3 @@ def _check_part(global_rows: int, rank: int, world_size: int, position: int) -> 
         )
     if position < 0:
         raise DataError(f"the data position {position} is negative", do="Resume from another checkpoint.")
-
-
-class _Handover:
-    """A bounded queue between one reader and its consumer, either of which may end it."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._changed = threading.Condition()
-        self._steps: deque[StepRows] = deque()
-        self._error: BaseException | None = None
-        self.closed = False
-
-    def put(self, step: StepRows) -> bool:
-        """Wait for room; False: nobody wants more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.closed or len(self._steps) < self._limit)
-            if not self.closed:
-                self._steps.append(step)
-                self._changed.notify_all()
-            return not self.closed
-
-    def fail(self, error: BaseException) -> None:
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
-
-    def get(self) -> StepRows:
-        """The next step; what was read before an error comes before the error."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.closed or self._steps or self._error is not None)
-            if self.closed:
-                raise RuntimeError("the stream is closed")
-            if self._steps:
-                step = self._steps.popleft()
-                self._changed.notify_all()
-                return step
-            assert self._error is not None
-            raise self._error
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._steps.clear()
-            self._changed.notify_all()

@@ -36,6 +36,8 @@ class S3Server:
     fired: Counter[str] = field(default_factory=Counter)
     gets: Counter[str] = field(default_factory=Counter)
     """Requests for content, by the last part of the key."""
+    stop: Callable[[], None] = lambda: None
+    """Let it die: connections are refused from then on."""
 
     def spoilt(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         """The application with the faults in front."""
@@ -73,6 +75,7 @@ def s3_serving() -> Iterator[S3Server]:
     server.start()
     host, port = server.get_host_and_port()
     state = S3Server(f"http://{host}:{port}")
+    state.stop = server.stop
     server._server.app = state.spoilt(server._server.app)  # type: ignore[union-attr]
     environment = {
         "AWS_ENDPOINT_URL": state.url,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dist_lm.checkpoint.manifest import Checkpoint
 from tests.rank_scenarios import heldout_loss, losses, scenario, train_scenarios
 
 CLOSE = 1e-5
@@ -34,12 +35,18 @@ DIVISIONS: dict[int, dict[str, dict[str, Any]]] = {
         "accumulate3-zero2": {"zero": 2, "batch__micro": 4},
     },
 }
+OPTIMIZERS: dict[str, tuple[dict[str, Any], dict[int, int]]] = {
+    "nadam": ({"optim__name": "nadam", "zero": 2}, {1: 0, 3: 3}),
+    "sgd": ({"optim__name": "sgd", "optim__lr": 0.2, "zero": 3}, {1: 1, 3: 2}),
+}
+"""Optimizers with other states than AdamW's: how two ranks train, and the stages to go on at, by world size."""
+STATES = {"nadam": {"weight", "exp_avg", "exp_avg_sq"}, "sgd": {"weight", "momentum_buffer"}}
 RESUMED = {
     f"zero{stage}-{precision}": {"zero": stage, "precision": precision, "batch__micro": 8, **DROPOUT}
     for stage in range(4)
     for precision in ("fp32", "bf16", "fp16")
     if (stage, precision) != (0, "fp16")
-}
+} | {name: {**changes, **DROPOUT} for name, (changes, _) in OPTIMIZERS.items()}
 
 
 def resumed_copy(run: Path, copy: Path, config: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -62,6 +69,8 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             scenario(topics_data, root / f"{world_size}-{name}", **changes) for name, changes in divisions.items()
         ]
     whole = {name: scenario(topics_data, root / f"whole-{name}", **changes) for name, changes in RESUMED.items()}
+    for name, (changes, _) in OPTIMIZERS.items():
+        configs[2].append(scenario(topics_data, root / f"2-{name}", **changes))
     train_scenarios(root, configs[2], num_ranks=2)
     train_scenarios(root, [*whole.values()], num_ranks=2)
     saved = scenario(topics_data, root / "2-zero2", **DIVISIONS[2]["zero2"])
@@ -72,6 +81,10 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             configs[world_size].append(resumed_copy(root / "2-zero2", copy, saved, zero=stage))
         copy = root / f"from3-{world_size}-zero1"
         configs[world_size].append(resumed_copy(root / "2-zero3", copy, saved3, zero=1))
+        for name, (changes, stages) in OPTIMIZERS.items():
+            begun = scenario(topics_data, root / f"2-{name}", **changes)
+            copy = root / f"{name}-{world_size}"
+            configs[world_size].append(resumed_copy(root / f"2-{name}", copy, begun, zero=stages[world_size]))
     train_scenarios(root, configs[1], num_ranks=1)
     train_scenarios(root, configs[3], num_ranks=3)
     again = [resumed_copy(root / f"whole-{name}", root / f"again-{name}", config) for name, config in whole.items()]
@@ -118,3 +131,16 @@ def test_resumed_losses_equal_the_uninterrupted_ones_to_the_last_bit(runs: Path,
 def test_a_checkpoint_goes_on_at_another_world_size_and_stage(runs: Path, world_size: int, name: str) -> None:
     reference, resumed = losses(runs / "1-zero0"), losses(runs / name.format(world_size))
     assert list(resumed.values()) == pytest.approx(list(reference.values()), rel=CLOSE)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_checkpoint_of_any_optimizer_goes_on_at_another_world_size_and_stage(
+    runs: Path, world_size: int, name: str
+) -> None:
+    whole, resumed = losses(runs / f"2-{name}"), losses(runs / f"{name}-{world_size}")
+    assert [*resumed.values()] == pytest.approx([*whole.values()], rel=CLOSE)
+    # Another optimizer than AdamW did it, with a state of its own.
+    assert [*whole.values()] != pytest.approx([*losses(runs / "2-zero2").values()], rel=1e-4)
+    keys = Checkpoint.load(runs / f"2-{name}" / "checkpoints" / "step-00000006").parameters
+    assert {key for facts in keys.values() for key in facts["keys"]} == STATES[name]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTrain
 from dist_lm.checkpoint.commit import Checkpoint, Reader, published
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.export import export
+from dist_lm.faults import OF_EXPORT, VARIABLE
 from tests.rank_scenarios import scenario, train_scenarios
 
 
@@ -74,3 +78,23 @@ def test_nothing_is_overwritten_and_damage_is_named(runs: Path, tmp_path: Path) 
     with pytest.raises(DataError, match=r"rank-00000\.safetensors has"):
         export(str(tmp_path / "copy"), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def export_with_a_fault(run: str, out: Path, fault: str) -> None:
+    os.environ[VARIABLE] = fault
+    export(run, out)
+
+
+def test_an_export_that_is_killed_leaves_nothing_under_its_name(runs: Path, tmp_path: Path) -> None:
+    multiprocessing.set_forkserver_preload(["dist_lm.export"])
+    context = multiprocessing.get_context("forkserver")
+    for point in OF_EXPORT:
+        given = (str(runs / "fp32-1"), tmp_path / "model", f"kill@rank0:step6:{point}")
+        process = context.Process(target=export_with_a_fault, args=given)
+        process.start()
+        process.join()
+        # The fault did fire.
+        assert process.exitcode == -signal.SIGKILL
+        assert [path.name for path in tmp_path.iterdir()] == [".tmp-model"]
+    assert export(str(runs / "fp32-1"), tmp_path / "model").step == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
