@@ -92,6 +92,9 @@ def predict(
         bool, typer.Option("--explain", help="Attributions of labels and entities, and a page of them beside OUT.")
     ] = False,
     prediction_field: Annotated[str, typer.Option(help="Field that the prediction goes into.")] = "prediction",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Tasks of a Ray cluster share the records; --ranks of them.")
+    ] = False,
 ) -> None:
     """Labels, entities, answers, translations, guesses or continuations for every record.
 
@@ -100,11 +103,13 @@ def predict(
     dist-lm predict --from model --in german.jsonl --out english.jsonl --beams 4 --ranks 2
 
     dist-lm predict --from runs/ner --in texts.csv --out entities.jsonl --explain
+
+    dist-lm predict --from /shared/runs/ner --in /shared/texts.jsonl --out /shared/entities.jsonl --ray
     """
     request = _request(
         model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),
-        batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain, top_k=top_k,
-        n_best=n_best, beams=beams, max_new_tokens=max_new_tokens,
+        ray=ray, batch_rows=batch, seq_len=seq_len, null_threshold=null_threshold, explain=explain,
+        top_k=top_k, n_best=n_best, beams=beams, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     from dist_lm.predict import predict_file
 
@@ -162,6 +167,7 @@ def _request(
     max_bad: int,
     ranks: int,
     reading: Any,
+    ray: bool = False,
     **options: Any,
 ) -> Any:
     from dist_lm.worker import prepare_environment
@@ -174,7 +180,9 @@ def _request(
     for name, value in {"--ranks": ranks, "--batch": options["batch_rows"], "--beams": options["beams"]}.items():
         if value < 1:
             raise ConfigError(f"{name} {value} is too small", do="Write 1 or more.")
-    return Request(model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks, reading)
+    return Request(
+        model, records, PredictOptions(**options), task, _names(renamed or []), max_bad, ranks, ray=ray, reading=reading
+    )
 
 
 def _refuse_launchers() -> None:

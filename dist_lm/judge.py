@@ -52,7 +52,7 @@ def judge_file(request: Request, slicing: Slicing) -> dict[str, Any]:
 
     Raises DataError and ConfigError as predict does.
     """
-    shares = divide(count_input(request.records, request.reading), request.ranks)
+    shares = divide(request, count_input(request.records, request.reading))
     judged: list[_Judged] = list(in_processes(partial(_judge_share, request, slicing), shares, request.ranks))
     bad = [found for own in judged for found in own.bad]
     refuse_bad(request, bad)

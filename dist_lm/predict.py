@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from dist_lm import disk
 from dist_lm.data.input_records import InputRecord, count_input, read_input
 from dist_lm.data.kinds.base import Unusable
+from dist_lm.data.preparation.runners import ray_slots, run_tasks
 from dist_lm.data.process_pool import available_cores, ordered_map
 from dist_lm.data.sources.format import ReadSettings
 from dist_lm.errors import ConfigError, DataError
@@ -32,8 +33,8 @@ from dist_lm.predictors.registry import predictor_for
 from dist_lm.trained import open_trained
 from dist_lm.worker import prepare_environment
 
-_BATCHES_AHEAD = 32
-"""Batches whose records are sorted by length together."""
+_BATCHES_AHEAD = 8
+"""Batches whose records are sorted by length together: a chunk, which no two processes share."""
 _EXAMPLES_SHOWN = 3
 Bad = tuple[str, str]
 """Where a record is that cannot be used, and why it cannot."""
@@ -56,6 +57,8 @@ class Request:
     """Records that may be unusable."""
     ranks: int = 1
     """Processes that share the records."""
+    ray: bool = False
+    """They are tasks of a Ray cluster."""
     reading: ReadSettings = field(default_factory=lambda: ReadSettings(text_documents="line"))
     """How the input is read."""
 
@@ -83,13 +86,18 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
     for new in filter(None, (out, page)):
         if new.exists():
             raise ConfigError(f"{new} exists already", where="--out", do="Choose a new file, or remove this one.")
-    shares = divide(count_input(request.records, request.reading), request.ranks)
+    gpu = False
+    if request.ray:
+        slots, gpu = ray_slots()
+        request, out = on_cluster(request, slots), out.absolute()
+    shares = divide(request, count_input(request.records, request.reading))
     with disk.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         parts = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
     try:
         work = partial(_write_share, request, parts, prediction_field)
-        bad = [found for own in in_processes(work, shares, request.ranks) for found in own]
+        tasks = run_tasks(work, shares, workers=len(shares), ray=request.ray, doing="predicting", gpu=gpu)
+        bad = [found for own in tasks for found in own]
         refuse_bad(request, bad)
         with disk.disk_errors(out), disk.WholeFile(out) as file:
             for share in shares:
@@ -100,6 +108,16 @@ def predict_file(request: Request, out: Path, *, prediction_field: str = "predic
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     return shares[-1].end, len(bad)
+
+
+def on_cluster(request: Request, slots: int) -> Request:
+    """The request for Ray's workers: they are in another folder, and as many as the cluster has room for."""
+
+    def whole(location: str) -> str:
+        return location if "://" in location else str(Path(location).absolute())
+
+    ranks = request.ranks if request.ranks > 1 else slots
+    return replace(request, model=whole(request.model), records=whole(request.records), ranks=ranks)
 
 
 def page_of(out: Path) -> Path:
@@ -115,10 +133,16 @@ def _page(request: Request, out: Path, prediction_field: str, count: int) -> str
         )
 
 
-def divide(count: int, ranks: int) -> list[Share]:
-    """Contiguous shares of `count` records, as equal as can be; none is empty."""
-    ranks = max(1, min(ranks, count))
-    bounds = [count * number // ranks for number in range(ranks + 1)]
+def divide(request: Request, count: int) -> list[Share]:
+    """Contiguous shares of `count` records, as equal as can be; none is empty.
+
+    Whole chunks: a record's neighbours in its batch, and so the last digits of what is predicted for it,
+    are the same however many share.
+    """
+    size = request.options.batch_rows * _BATCHES_AHEAD
+    num_chunks = -(-count // size)
+    ranks = min(request.ranks, num_chunks)
+    bounds = [min(count, size * (num_chunks * number // ranks)) for number in range(ranks + 1)]
     return [Share(number, bounds[number], bounds[number + 1]) for number in range(ranks)]
 
 

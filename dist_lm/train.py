@@ -32,6 +32,7 @@ from dist_lm.memory import explained
 from dist_lm.metrics import MetricsLog, Window, averages, progress_line
 from dist_lm.ranks import Ranks
 from dist_lm.resume import SmallState, resume, roll_back, set_damage_aside, stamp, with_state
+from dist_lm.sample_log import record_samples
 from dist_lm.schedule import learning_rate
 from dist_lm.stop import StopFlag
 
@@ -183,6 +184,7 @@ class _Loop:
         )
         self.grad_norm, self.learning_rate = result.grad_norm, rate
         self._count(batch, result)
+        record_samples(batch.rows.rows, attempt=self.attempt.number, rank=self.ranks.rank, step=step)
         self._fault("after_step", step)
         return True
 

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
+    {"sample_log", "engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
     {
         *("train", "assemble", "resume", "memory", "batches", "evaluate", "worker", "cluster", "demo", "status"),
         *("trained", "predictors", "predict", "judge", "export", "model_card"),
@@ -35,6 +35,8 @@ LAYERS: list[set[str]] = [
 SEAMS = {
     "ray": {
         "cluster/ray_train.py",
+        "cluster/ray_worker.py",
+        "cluster/ray_recovery.py",
         "cluster/ray_cluster.py",
         "cluster/ray_options.py",
         "cluster/jobs.py",

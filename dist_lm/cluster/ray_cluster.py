@@ -91,7 +91,7 @@ def expect_answer(address: str, said_at: str) -> None:
 
 def choose_scale(section: RaySection) -> Scale:
     """How many workers there will be.  Raises EnvironmentFault where the cluster cannot give them."""
-    nodes = _nodes()
+    nodes = living_nodes()
     later = _later()
     gives_gpu = any(node["Resources"].get("GPU", 0) for node in nodes) or later.get("GPU", 0) > 0
     resources = dict(section.resources_per_worker)
@@ -122,10 +122,14 @@ def choose_scale(section: RaySection) -> Scale:
     return Scale(wanted.min if wanted else now, most, resources)
 
 
-def _nodes() -> list[dict[str, Any]]:
+def living_nodes() -> list[dict[str, Any]]:
+    """Ray's facts about each node that it believes to live, and that is not being drained: nothing is put
+    on such a node any more."""
     import ray
+    from ray._private.state import state
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    going = state.get_draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
 
 
 def _later() -> dict[str, float]:
@@ -154,29 +158,29 @@ def _rooms(nodes: list[dict[str, Any]], needs: dict[str, float], labels: dict[st
     return "\n".join([*lines, *([f"... and {len(nodes) - 4} nodes more"] if len(nodes) > 4 else [])])
 
 
-def check_nodes(run_dir: Path) -> None:
+def check_nodes(run_dir: Path, nodes: list[dict[str, Any]]) -> None:
     """Every node reads what this process wrote into the run folder, and the other way round; and all
-    nodes have the same versions.  Raises EnvironmentFault that names the nodes."""
+    nodes have this process's versions.  Raises EnvironmentFault that names the nodes."""
     nonce = secrets.token_hex(16)
     meeting = run_dir / "logs" / "ray" / f"reach-{nonce[:8]}"
     with disk_errors(meeting):
         meeting.mkdir(parents=True)
         (meeting / "driver").write_text(nonce)
     try:
-        answers = dict(_ask_all(meeting, nonce))
+        answers = dict(_ask_all(meeting, nonce, nodes))
         _refuse_unreachable(run_dir, meeting, nonce, answers)
         _refuse_unlike({"the driver": versions(), **{name: facts["versions"] for name, facts in answers.items()}})
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
 
 
-def _ask_all(meeting: Path, nonce: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _ask_all(meeting: Path, nonce: str, nodes: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0, max_retries=0)(answer_from_node)
     asked = {}
-    for node in _nodes():
+    for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked[ask.options(scheduling_strategy=strategy).remote(str(meeting), nonce, node["NodeID"])] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_ANSWER_S)

@@ -18,18 +18,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dist_lm import lease
 from dist_lm.cluster import ray_cluster
 from dist_lm.cluster.jobs import require_shared_run_dir
 from dist_lm.cluster.ray_cluster import Scale
 from dist_lm.cluster.ray_metrics import gauges_of
-from dist_lm.config_files import LoadedConfig
+from dist_lm.cluster.ray_worker import train_on_worker
 from dist_lm.config_ray import RaySection
 from dist_lm.deepspeed_config import load_run
-from dist_lm.disk import disk_errors, write_json
-from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError
+from dist_lm.disk import disk_errors
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, StopRequested
 from dist_lm.run_dir import RunDir
+from dist_lm.stop import STOP_SIGNALS
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from dist_lm.cluster.ray_recovery import Recovery
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +44,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Equal lines of several ranks are news, not noise.
     "RAY_DEDUP_LOGS": "0",
 }
@@ -44,8 +52,10 @@ COLLECTIVE_TIMEOUT_S = 600
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_FIXED_S = "60"
 STOP_AGAIN_S = 1.0
+_SIGNALS_S = 0.5
+"""How often the main thread looks up from waiting, so that Python runs its signal handlers."""
 START_ELASTIC_S = "15"
-"""After a node's death Ray asks for the old number once more, and waits this long before it takes fewer."""
+"""How long a group waits for nodes that Ray believes in, before it takes fewer."""
 
 
 def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
@@ -59,8 +69,11 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     # Relative paths of a recipe count from the working directory, in workers too.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     ray_cluster.connect()
+    from dist_lm.cluster.ray_recovery import Recovery
+
     scale = ray_cluster.choose_scale(section)
-    ray_cluster.check_nodes(run_dir)
+    nodes = ray_cluster.living_nodes()
+    ray_cluster.check_nodes(run_dir, nodes)
     # A fresh name each launch: a torn snapshot of Ray's own can then never block a start.
     name = f"{run_dir.name}-{time.time_ns()}"
     storage = RunDir(run_dir).logs / "ray"
@@ -72,18 +85,37 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
         "path": str(path),
         "overrides": overrides,
         "cpu": not scale.use_gpu,
+        "supervisor": name,
         "final_errors": str(final_errors),
     }
-    with _stop_file_on_sigterm(RunDir(run_dir).stop_file), gauges_of(RunDir(run_dir).metrics, run_dir.name):
-        crash = _fit(settings, section, scale, name=name, storage=storage, max_restarts=max_restarts)
+    recovery = Recovery(
+        run_dir,
+        final_errors,
+        known={node["NodeID"] for node in nodes},
+        max_restarts=max_restarts,
+    )
+    trainer = _trainer(settings, section, scale, name=name, storage=storage, recovery=recovery)
+    with (
+        _stop_file_on_signal(RunDir(run_dir).stop_file) as stopped,
+        gauges_of(RunDir(run_dir).metrics, run_dir.name),
+    ):
+        crash = _fit(trainer, RunDir(run_dir), stopped)
+    return _end(crash, final_errors, RunDir(run_dir))
+
+
+def _end(crash: Exception | None, final_errors: Path, run_dir: RunDir) -> int:
+    """Tell how the run ended; returns the exit code."""
     told_by = sorted(final_errors.iterdir())
     if told_by:
         told = json.loads(told_by[0].read_text())
         print(told["message"], file=sys.stderr, flush=True)
         return int(told["exit_code"])
+    if isinstance(crash, StopRequested):
+        raise crash
     if crash is not None:
+        cause = getattr(crash, "controller_failure", crash)
         print(
-            f"error[crash] {str(crash).splitlines()[0]}\n  tracebacks: {RunDir(run_dir).errors}",
+            f"error[crash] {str(cause).splitlines()[0]}\n  tracebacks: {run_dir.errors}",
             file=sys.stderr,
             flush=True,
         )
@@ -92,10 +124,11 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
 
 
 @contextlib.contextmanager
-def _stop_file_on_sigterm(stop_file: Path) -> Iterator[None]:
-    """`ray job stop` signals the driver only: the workers learn of it by the run folder's stop file.
+def _stop_file_on_signal(stop_file: Path) -> Iterator[threading.Event]:
+    """Ctrl-C and `ray job stop` reach the driver only: the workers learn of it by the run folder's stop file.
 
-    A new group of workers clears the file when it begins, so it is written until the run has ended.
+    Yields what is set once somebody has asked to stop.  A new group of workers clears the file when
+    it begins, so it is written until the run has ended.
     """
     stopped, ended = threading.Event(), threading.Event()
 
@@ -111,37 +144,37 @@ def _stop_file_on_sigterm(stop_file: Path) -> Iterator[None]:
         stopped.set()
 
     # Ray has installed a handler that ends this process at once: ours comes after it.
-    before = signal.signal(signal.SIGTERM, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     asking = threading.Thread(target=keep_asking, daemon=True)
     asking.start()
     try:
-        yield
+        yield stopped
     finally:
         ended.set()
         stopped.set()
         asking.join()
         stop_file.unlink(missing_ok=True)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _may_shrink(section: RaySection) -> bool:
     return section.workers is not None and section.workers.min < section.workers.max
 
 
-def _fit(
+def _trainer(
     settings: dict[str, Any],
     section: RaySection,
     scale: Scale,
     *,
     name: str,
     storage: Path,
-    max_restarts: int,
-) -> Exception | None:
-    """Train on the workers; returns what Ray gave up with."""
+    recovery: Recovery,
+) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_on_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -157,60 +190,38 @@ def _fit(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_restarts),
+            # Restarts are counted in `recovery`: Ray would charge a node's going, too.
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[recovery],
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        return error
-    return None
 
 
-def train_on_worker(settings: dict[str, Any]) -> None:
-    """Runs on each worker, in Ray's training thread.
+def _fit(trainer: TorchTrainer, run_dir: RunDir, stopped: threading.Event) -> Exception | None:
+    """Train on the workers; returns what Ray gave up with, or StopRequested where nobody trained."""
+    failures: list[Exception] = []
 
-    Ray starts the group again after any exception.  Where that cannot help, each rank leaves its
-    error in a file for the driver, and the workers end as if they were done.
-    """
-    final_errors = Path(settings["final_errors"])
-    if any(final_errors.iterdir()):
-        return
-    if settings["cpu"]:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    from dist_lm.worker import prepare_environment, report_failure, speak
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            failures.append(error)
 
-    prepare_environment()
-    rank = int(os.environ["RANK"])
-    speak(rank)
-    loaded = load_run(Path(settings["path"]), settings["overrides"])
-    try:
-        _train(loaded, cpu=settings["cpu"])
-    except DistLMError as error:
-        from dist_lm.ranks import disconnect
+    beats: dict[str, Any] = {}
 
-        # The driver tells errors that end the run.
-        report_failure(loaded, rank, str(error), tell=error.restart_helps)
-        if error.restart_helps:
-            raise
-        write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})
-        # Peers that do not know of this error see the connection end, and Ray restarts the group.
-        disconnect()
-    except Exception as error:
-        report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
-        raise
+    def nobody_trains() -> bool:
+        held = lease.read(run_dir.leases)
+        now = (held.get("attempt"), held.get("beats"), held.get("released"))
+        if now != beats.get("seen"):
+            beats.update(seen=now, at=time.monotonic())
+        return bool(time.monotonic() - beats["at"] > lease.TTL_S)
 
-
-def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
-    from dist_lm import ops
-    from dist_lm.ranks import Ranks
-    from dist_lm.stop import StopFlag
-    from dist_lm.train import train
-    from dist_lm.worker import summary
-
-    if cpu:
-        ops.build_cpu_op()
-    ranks = Ranks.connect()
-    outcome = train(loaded, ranks, stop=StopFlag(), launcher="ray")
-    if ranks.is_first:
-        log.info("%s", summary(loaded, outcome))
+    # In the main thread Ray would answer Ctrl-C itself, by ending the workers without a checkpoint.
+    training = threading.Thread(target=fit, daemon=True)
+    training.start()
+    while training.is_alive():
+        training.join(timeout=_SIGNALS_S)
+        if stopped.is_set() and nobody_trains():
+            # The workers wait for nodes, or have not begun: there is nothing to save.
+            return StopRequested("stopped before a group of workers trained", where=str(run_dir.path))
+    return failures[0] if failures else None

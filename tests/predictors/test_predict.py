@@ -262,5 +262,11 @@ def test_records_that_cannot_be_predicted_say_why(
 
 
 def test_shares_are_contiguous_and_none_is_empty() -> None:
-    assert [(share.begin, share.end) for share in divide(7, 3)] == [(0, 2), (2, 4), (4, 7)]
-    assert [(share.begin, share.end) for share in divide(2, 5)] == [(0, 1), (1, 2)]
+    def shares(count: int, ranks: int) -> list[tuple[int, int]]:
+        request = Request("model", "in.jsonl", PredictOptions(batch_rows=1), ranks=ranks)
+        return [(share.begin, share.end) for share in divide(request, count)]
+
+    # Eight records are a chunk, which is not divided.
+    assert shares(56, 3) == [(0, 16), (16, 32), (32, 56)]
+    assert shares(9, 5) == [(0, 8), (8, 9)]
+    assert shares(1, 5) == [(0, 1)]

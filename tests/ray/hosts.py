@@ -26,6 +26,22 @@ RAY = Path(sys.executable).with_name("ray")
 START_S = 90.0
 END_S = 30.0
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
+TAKES_JOBS = f"""
+import os, sys, time, urllib.request
+headers = {{"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}}
+request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers=headers)
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({{}}))
+deadline = time.monotonic() + {START_S}
+while True:
+    try:
+        opener.open(request, timeout=5)
+        break
+    except OSError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.1)
+"""
+"""Ends once the head's dashboard answers."""
 
 
 def _run(*words: str | Path) -> str:
@@ -36,7 +52,7 @@ def _run(*words: str | Path) -> str:
 
 @dataclass
 class Host:
-    """A network namespace with one address."""
+    """A network namespace with one address and a name of its own."""
 
     name: str
     address: str
@@ -46,27 +62,29 @@ class Host:
     variables: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def popen(self, words: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def popen(
+        self, words: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a program on this host, as the leader of a process group."""
         with log.open("ab") as output:
-            self.processes.append(
-                subprocess.Popen(
-                    ["ip", "netns", "exec", self.name, *(str(word) for word in words)],
-                    env=environment({**self.variables, **(env or {})}),
-                    cwd=REPOSITORY,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            process = subprocess.Popen(
+                [*self._here(), *(str(word) for word in words)],
+                env=environment({**self.variables, **(env or {})}),
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+        self.processes.append(process)
+        return process
 
     def run(
-        self, words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, timeout_s: float = 240
+        self, words: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, timeout_s: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on this host to its end."""
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, *(str(word) for word in words)],
+            [*self._here(), *(str(word) for word in words)],
             env=environment({**self.variables, **(env or {})}),
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
@@ -75,6 +93,11 @@ class Host:
             timeout=timeout_s,
             check=False,
         )
+
+    def _here(self) -> list[str]:
+        """The words of a program that runs the words after it on this host, in the same process."""
+        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
+        return ["ip", "netns", "exec", self.name, *named]
 
     def pids(self) -> list[int]:
         return [int(word) for word in _run("ip", "netns", "pids", self.name).split()]
@@ -116,6 +139,7 @@ class Network:
         # Ray's sockets lie in this folder, and their names have a limit of 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="dlh-"))
         self.hosts: list[Host] = []
+        self._dashboard_awaited = False
         self.variables = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -125,6 +149,8 @@ class Network:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
             # Eight idle workers a node are a lot for two cores.
             "RAY_prestart_worker_first_driver": "0",
+            # The hosts share this machine's memory with everything else that runs here.
+            "RAY_memory_monitor_refresh_ms": "0",
             "GLOO_SOCKET_IFNAME": "eth0",
             "RAY_ADDRESS": f"{self.subnet}.1:{GCS_PORT}",
             "PYTHONPATH": str(REPOSITORY),
@@ -152,10 +178,9 @@ class Network:
         _run("ip", "-n", name, "link", "set", "lo", "up")
         return host
 
-    def start_head(self, *, num_cpus: int, dashboard: bool = True) -> None:
+    def start_head(self, *, num_cpus: int) -> None:
         words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address]
-        if not dashboard:
-            words.append("--include-dashboard=false")
+        self._dashboard_awaited = True
         self._start_node(self.head, words, num_cpus, {})
 
     def start_node(
@@ -174,19 +199,33 @@ class Network:
         memory = ["--object-store-memory", "80000000", "--temp-dir", str(session)]
         host.popen([*inside, RAY, "start", *words, *common, *memory], host.folder / "node.log", env)
 
+    def _ask_gcs(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a script with `nodes`, what the head's GCS says of each node: quicker than joining the cluster."""
+        client = f"GcsClient(address='{self.head.address}:{GCS_PORT}')"
+        nodes = f"from ray._raylet import GcsClient; nodes = {client}.get_all_node_info(timeout=5).values()"
+        return self.head.run([sys.executable, "-c", f"{nodes}; alive = [n for n in nodes if n.state == 0]; {script}"])
+
     def wait_for_nodes(self, number: int) -> None:
-        """Until so many nodes are alive."""
-        script = (
-            "import ray, sys; ray.init(log_to_driver=False); "
-            f"sys.exit(0 if sum(node['Alive'] for node in ray.nodes()) == {number} else 9)"
-        )
+        """Until so many nodes are alive, and the head takes jobs."""
         deadline = time.monotonic() + START_S
         while True:
-            done = self.head.run([sys.executable, "-c", script], env={"RAY_LOG_TO_STDERR": "0"})
+            done = self._ask_gcs(f"raise SystemExit(0 if len(alive) == {number} else 9)")
             if done.returncode == 0:
-                return
+                break
             logs = "\n".join(path.read_text() for path in self.folder.glob("*/node.log"))
             assert time.monotonic() < deadline, f"{done.stdout}{done.stderr}\n{logs}"
+
+        if self._dashboard_awaited:
+            done = self.head.run([sys.executable, "-c", TAKES_JOBS, f"http://{self.head.address}:{DASHBOARD_PORT}"])
+            assert done.returncode == 0, done.stderr
+            self._dashboard_awaited = False
+
+    def node_id(self, host: Host) -> str:
+        """Ray's id of the node that lives on a host."""
+        wanted = f"[n.node_id.hex() for n in alive if n.node_manager_address == '{host.address}']"
+        done = self._ask_gcs(f"(found,) = {wanted}; print(found)")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()[-1]
 
     def end(self) -> None:
         for host in self.hosts:

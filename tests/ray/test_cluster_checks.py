@@ -14,6 +14,17 @@ from tests.gloo_ranks import REPOSITORY, write_recipe
 from tests.ray.hosts import Network, network
 
 pytestmark = pytest.mark.ray
+JOINED = """
+import sys, ray
+from pathlib import Path
+from dist_lm.cluster.ray_recovery import Recovery
+ray.init()
+known = {node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == sys.argv[2]}
+known.add(ray.get_runtime_context().get_node_id())
+run_dir = Path(sys.argv[1])
+Recovery(run_dir, run_dir, known=known, max_restarts=0).before_worker_group_start(None)
+"""
+"""What Ray's controller calls before it starts a group of workers, on a cluster of two known nodes and a new one."""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +81,11 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
         done = train(net, recipe)
         assert_refused(done, "different versions", "torch: ", f"1.0.0 on {odd.address}", "on the driver")
         assert "numpy" not in done.stderr
+        # A running group meets it before it grows: the node goes, and the run goes on.
+        joined = net.head.run([sys.executable, "-c", JOINED, tmp_path / "run", net.hosts[1].address])
+        assert joined.returncode == 0, joined.stderr
+        assert f"1.0.0 on {odd.address}" in joined.stderr
+        net.wait_for_nodes(2)
     finally:
         odd.kill()
         net.wait_for_nodes(2)
@@ -92,10 +108,3 @@ def test_a_run_folder_that_one_node_does_not_reach(net: Network, recipe: Path, t
     finally:
         lonely.kill()
         net.wait_for_nodes(2)
-
-
-def test_a_head_without_the_dashboard(recipe: Path) -> None:
-    with network(1) as bare:
-        bare.start_head(num_cpus=1, dashboard=False)
-        bare.wait_for_nodes(1)
-        assert_refused(train(bare, recipe), "runs without its dashboard")

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import json
-import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dist_lm.errors import EnvironmentFault
+from dist_lm.errors import EnvironmentFault, StopRequested
 from dist_lm.run_dir import RunDir
 from tests.gloo_ranks import REPOSITORY, write_recipe
-from tests.ray.hosts import DASHBOARD_PORT, Network, network
+from tests.ray.hosts import DASHBOARD_PORT, Network
 
 pytestmark = pytest.mark.ray
 WAIT_S = 90.0
 ENDLESS = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network(1) as made:
-        made.start_head(num_cpus=1)
-        made.wait_for_nodes(1)
-        yield made
+CALM_LINES = 60
 
 
 @pytest.fixture
-def tree(topics_data: Path, tmp_path: Path) -> Path:
+def net(head_net: Network) -> Network:
+    return head_net
+
+
+@pytest.fixture
+def tree(clean_tree: Path, topics_data: Path, tmp_path: Path) -> Path:
     """A clean working directory to submit from."""
-    folder = tmp_path / "tree"
-    for name in ("dist_lm", "launch", "ds_configs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    write_recipe(folder / "small.yaml", topics_data, run__dir=str(tmp_path / "small"))
-    write_recipe(folder / "endless.yaml", topics_data, run__dir=str(tmp_path / "endless"), run__steps=ENDLESS)
-    return folder
+    one: dict[str, Any] = {"ray__workers": 1}
+    write_recipe(clean_tree / "small.yaml", topics_data, run__dir=str(tmp_path / "small"), **one)
+    write_recipe(
+        clean_tree / "endless.yaml", topics_data, run__dir=str(tmp_path / "endless"), run__steps=ENDLESS, **one
+    )
+    return clean_tree
 
 
 def dist_lm(net: Network, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +71,11 @@ def test_a_job_is_followed_to_its_end(net: Network, tree: Path) -> None:
     refused = submit(net, tree, "small.yaml", "--follow", "optim.lr=0.5")
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "belongs to a run with another configuration" in refused.stdout
+    assert "optim.lr: 0.002 -> 0.5" in refused.stdout
+    # Ray was not made to try again.
+    assert "[FailurePolicy] RETRY" not in refused.stdout
+    # A run without faults tells what the local launcher would, and little more.
+    assert len(done.stdout.splitlines()) < CALM_LINES
 
 
 def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path, tmp_path: Path) -> None:
@@ -86,6 +89,15 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     same_name = submit(net, tree, "small.yaml", "--name", "endless")
     assert same_name.returncode == EnvironmentFault.exit_code
     assert "the job name `endless` is in use" in same_name.stderr
+
+    # Another run waits for room; Ctrl-C ends it, as there is nothing to save.
+    log = tmp_path / "waiting.log"
+    words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", tree / "small.yaml", "ray.workers=2"]
+    waiting = net.head.popen(words, log)
+    wait_until(lambda: "Attempting to start training worker group" in log.read_text(), net)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=WAIT_S) == StopRequested.exit_code, log.read_text()
+    assert "stopped before a group of workers trained" in log.read_text()
 
     stopped = dist_lm(net, "job", "stop", "endless")
     assert stopped.returncode == 0, stopped.stderr

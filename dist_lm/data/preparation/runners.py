@@ -21,28 +21,54 @@ _AHEAD_PER_CORE = 3
 
 
 def run_tasks(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ray: bool, doing: str
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    ray: bool,
+    doing: str,
+    gpu: bool = False,
 ) -> Generator[Result, None, None]:
-    """Results in order.  With `ray`, tasks of the cluster that this process reaches; `workers` is not looked at."""
+    """Results in order.  With `ray`, tasks of the cluster that this process reaches, with a GPU each if `gpu`;
+    `workers` is not looked at."""
     if ray:
-        return _on_ray(function, items, doing)
+        return _on_ray(function, items, doing, gpu=gpu)
     return ordered_map(function, items, workers=workers, doing=doing)
 
 
-def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], doing: str) -> Generator[Result, None, None]:
+def ray_slots() -> tuple[int, bool]:
+    """How many tasks the Ray cluster runs side by side: one a GPU where there are any (True), else one a core."""
+    _join_ray()
     import ray
 
-    if not ray.is_initialized():
-        try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
-        except ConnectionError as error:
-            raise EnvironmentFault(
-                "there is no Ray cluster to reach",
-                why=str(error).splitlines()[0],
-                do="Start one (ray start --head), set RAY_ADDRESS, or leave out --ray.",
-            ) from error
-    task = ray.remote(num_cpus=1)(_one_thread_wide)
-    ahead = max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD_PER_CORE
+    has = ray.cluster_resources()
+    gpus = int(has.get("GPU", 0))
+    return (gpus, True) if gpus else (max(1, int(has.get("CPU", 1))), False)
+
+
+def _join_ray() -> None:
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
+    except ConnectionError as error:
+        raise EnvironmentFault(
+            "there is no Ray cluster to reach",
+            why=str(error).splitlines()[0],
+            do="Start one (ray start --head), set RAY_ADDRESS, or leave out --ray.",
+        ) from error
+
+
+def _on_ray(
+    function: Callable[[Item], Result], items: Iterable[Item], doing: str, *, gpu: bool
+) -> Generator[Result, None, None]:
+    import ray
+
+    _join_ray()
+    task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=int(gpu))(_one_thread_wide)
+    ahead = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))) * _AHEAD_PER_CORE
     waiting: deque[ray.ObjectRef] = deque()
     try:
         for item in items:

@@ -1,8 +1,9 @@
-"""Preparation by tasks of a Ray cluster on this machine."""
+"""Preparation and prediction by tasks of a Ray cluster on this machine, whose head has no dashboard."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from dist_lm.data.preparation.map_task import map_split
 from dist_lm.data.prepare import prepare
 from dist_lm.data.tokenizer import Tokenizer, train_tokenizer
 from dist_lm.errors import DataError, EnvironmentFault
+from dist_lm.predict import Request, predict_file
+from dist_lm.predictors.base import PredictOptions
 from tests.data.preparation.preparing import TEXTS, files_of, options, write_lines
+from tests.gloo_ranks import REPOSITORY, run_command, write_recipe
+from tests.predictors.small_models import save_model, write_records
 
 pytestmark = pytest.mark.ray
 RECORDS = [{"text": text} for text in [*TEXTS, *TEXTS[:30]]]
@@ -42,6 +47,36 @@ def test_ray_makes_the_same_bytes_as_this_process(
     prepare(made)
     prepare(dataclasses.replace(made, out=tmp_path / "ray", ray=True))
     assert files_of(tmp_path / "ray") == files_of(made.out)
+
+
+def test_ray_predicts_what_this_process_predicts(
+    topics_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model("BertForTokenClassification", topics_data / "tokenizer", tmp_path / "model")
+    words = [{"tokens": ["word"] * (1 + n % 7), "n": n} for n in range(200)]
+    write_records(tmp_path / "in.jsonl", [*words, {"n": 200}])
+    # The workers of Ray are in another folder.
+    monkeypatch.chdir(tmp_path)
+    here = Request("model", "in.jsonl", PredictOptions(batch_rows=4), max_bad=1)
+    assert predict_file(here, Path("here.jsonl")) == (201, 1)
+    assert predict_file(dataclasses.replace(here, ray=True), Path("ray.jsonl")) == (201, 1)
+    assert Path("ray.jsonl").read_bytes() == Path("here.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here.jsonl", "in.jsonl", "model", "ray.jsonl"]
+    # One that is too many is told as without Ray, and nothing is left.
+    with pytest.raises(DataError, match="1 bad record, and 0 are allowed"):
+        predict_file(dataclasses.replace(here, ray=True, max_bad=0), Path("none.jsonl"))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_run_is_refused_by_a_head_without_the_dashboard(topics_data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", topics_data)
+    address = ray.get_runtime_context().gcs_address
+    done = run_command(
+        [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe], env={"RAY_ADDRESS": address}
+    )
+    assert done.returncode == EnvironmentFault.exit_code
+    assert "runs without its dashboard" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_a_ray_task_is_the_error_of_the_command(tokenizer: Tokenizer, tmp_path: Path) -> None:

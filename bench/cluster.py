@@ -1,0 +1,303 @@
+"""What a fault costs on a Ray cluster: seconds to the next step, by phase; and what Ray itself costs.
+
+Enters: root on Linux with `ip` (the test bed of tests/ray/hosts.py: a network namespace and a Ray node
+for each host, with the health checks of cluster/node_env.sh).  Leaves: JSON.
+
+    python bench/cluster.py --out bench/results/cluster.json
+    python bench/cluster.py --only shrink_s      one figure; repeatable
+
+dead_worker_s            SIGKILL of a worker's process
+dead_node_spare_s        power off of a worker's host, workers=2, a third host stands by
+shrink_s                 the slower of: power off, link cut; workers={min: 1, max: 2}, no host stands by
+frozen_node_s            SIGSTOP of everything on a host, workers={min: 1, max: 2}
+submit_to_first_step_s   `dist-lm submit` to the first step
+ray_overhead             seconds a step on Ray / with the local launcher - 1, two workers on one host
+
+Phases of a fault: `noticed` Ray's controller decides to start again; `asked` it asks for workers;
+`started` they run our code; `joined` imports, data and model are there; `step` the first step since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dist_lm.data.prepare import PrepareOptions, prepare
+from dist_lm.data.tokenizer import train_tokenizer
+from dist_lm.metrics import read_metrics
+from dist_lm.run_dir import RunDir
+from tests.gloo_ranks import REPOSITORY, train_locally, write_recipe
+from tests.ray.hosts import DASHBOARD_PORT, Host, Network, network
+
+WAIT_S = 150.0
+ENDLESS = 1_000_000
+OVERHEAD_STEPS, OVERHEAD_ROUNDS = 150, 3
+ELASTIC = "ray.workers={min: 1, max: 2}"
+SIGNS = {
+    "noticed": "[FailurePolicy] RETRY",
+    "asked": "Attempting to start training worker group",
+    "started": "Started training worker group",
+}
+"""What Ray's controller prints at the end of a phase."""
+
+
+def prepare_text(folder: Path) -> Path:
+    """The language reference of Python as training data."""
+    texts = [topics[name] for name in sorted(topics)]
+    source = folder / "topics.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_tokenizer(texts, vocab_size=1000, out=folder / "tokenizer")
+    common: dict[str, Any] = {"tokenizer": folder / "tokenizer", "seq_len": 64, "workers": 1, "heldout_fraction": 0.05}
+    prepare(PrepareOptions([str(source)], folder / "pairs", **common))
+    return folder
+
+
+@dataclass
+class Run:
+    """A run on the test bed, until it is ended."""
+
+    run_dir: RunDir
+    driver: subprocess.Popen[bytes]
+    log: Path
+
+    def attempts(self) -> int:
+        return len(list(self.run_dir.attempts.glob("*.json")))
+
+    def last_step_at(self) -> float:
+        times = [record["time"] for record in read_metrics(self.run_dir.metrics, "train")]
+        return max(times, default=0.0)
+
+    def until(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not ready():
+            if self.driver.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the run does not get there\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.05)
+
+    def until_it_trains(self) -> None:
+        began = time.time()
+        self.until(lambda: self.last_step_at() > began)
+
+    def measure(self, fault: Callable[[], None]) -> dict[str, float]:
+        """Seconds from the fault to the end of each phase, the last of them the next step."""
+        attempts, shown = self.attempts(), self.log.stat().st_size
+        began = time.time()
+        fault()
+        seen: dict[str, float] = {}
+
+        def trains_again() -> bool:
+            said = self.log.read_bytes()[shown:].decode(errors="replace")
+            for phase, sign in SIGNS.items():
+                # A group that could not be had is asked for once more: the last one counts.
+                if (said.count(sign), phase) not in counted and sign in said:
+                    counted.add((said.count(sign), phase))
+                    seen[phase] = time.time() - began
+            return self.attempts() > attempts and self.last_step_at() > self._joined_at()
+
+        counted: set[tuple[int, str]] = set()
+        self.until(trains_again)
+        seen["joined"] = self._joined_at() - began
+        first = [r["time"] for r in read_metrics(self.run_dir.metrics, "train") if r["time"] > self._joined_at()]
+        seen["step"] = min(first) - began
+        return {phase: round(value, 1) for phase, value in seen.items()}
+
+    def _joined_at(self) -> float:
+        at: float = self.run_dir.attempt_facts(self.attempts())["began_at"]
+        return at
+
+    def worker_pids(self) -> list[int]:
+        pids: list[int] = self.run_dir.attempt_facts(self.attempts())["pids"]
+        return pids
+
+
+@contextmanager
+def run_on(net: Network, folder: Path, data: Path, *overrides: str) -> Iterator[Run]:
+    """A run that trains; stopped when the block ends."""
+    folder.mkdir()
+    recipe = write_recipe(folder / "recipe.yaml", data, run__steps=ENDLESS, run__save_every=20, run__keep=2)
+    log = folder / "driver.log"
+    net.head.popen([sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe, *overrides], log)
+    driver = net.head.processes[-1]
+    run = Run(RunDir(folder / "run"), driver, log)
+    try:
+        run.until_it_trains()
+        yield run
+    finally:
+        driver.terminate()
+        driver.wait()
+
+
+def host_of(net: Network, pid: int) -> Host:
+    return next(host for host in net.hosts if pid in host.pids())
+
+
+def give_back(net: Network, host: Host) -> None:
+    host.kill()
+    host.join_again()
+    net.start_node(host)
+    net.wait_for_nodes(len(net.hosts))
+
+
+def freeze(host: Host) -> None:
+    for pid in host.pids():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def dead_worker(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    with run_on(net, folder / "worker", data, "ray.workers=2") as run:
+        return run.measure(lambda: os.kill(run.worker_pids()[1], signal.SIGKILL))
+
+
+def dead_node_spare(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    with run_on(net, folder / "spare", data, "ray.workers=2") as run:
+        host = host_of(net, run.worker_pids()[1])
+        phases = run.measure(host.kill)
+    give_back(net, host)
+    return phases
+
+
+def shrink(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    return {
+        "power_off": _elastic(net, folder / "off", data, Host.kill),
+        "link_cut": _elastic(net, folder / "cut", data, Host.cut),
+    }
+
+
+def frozen_node(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    return _elastic(net, folder / "frozen", data, freeze)
+
+
+def _elastic(net: Network, folder: Path, data: Path, fault: Callable[[Host], None]) -> dict[str, Any]:
+    """Without the host that stands by, so that the group must shrink."""
+    spare = net.hosts[-1]
+    spare.kill()
+    net.wait_for_nodes(len(net.hosts) - 1)
+    with run_on(net, folder, data, ELASTIC) as run:
+        host = host_of(net, run.worker_pids()[1])
+        phases = run.measure(lambda: fault(host))
+        print(f"{fault.__name__} {phases}", file=sys.stderr, flush=True)
+    host.kill()
+    host.join_again()
+    net.start_node(host)
+    give_back(net, spare)
+    return phases
+
+
+def submit_to_first_step(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    folder = folder / "submitted"
+    folder.mkdir()
+    recipe = write_recipe(folder / "recipe.yaml", data, run__steps=ENDLESS)
+    address = ("--address", f"http://{net.head.address}:{DASHBOARD_PORT}")
+    words = [sys.executable, "-m", "dist_lm", "submit", "-c", recipe, "--working-dir", folder, "ray.workers=2"]
+    began = time.time()
+    net.head.popen([*words, *address], folder / "submit.log")
+    submit = net.head.processes[-1]
+    run = Run(RunDir(folder / "run"), submit, folder / "submit.log")
+    if submit.wait() != 0:
+        raise RuntimeError(run.log.read_text())
+    sent = time.time() - began
+    while not run.last_step_at():
+        if time.time() - began > WAIT_S:
+            raise RuntimeError("the job does not train")
+        time.sleep(0.05)
+    step = min(record["time"] for record in read_metrics(run.run_dir.metrics, "train")) - began
+    net.head.run([sys.executable, "-m", "dist_lm", "job", "stop", "run", *address])
+    return {"sent": round(sent, 1), "step": round(step, 1)}
+
+
+def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    """Turns of both on the same cores: the middle of the medians counts."""
+    wide = net.hosts[-1]
+    wide.kill()
+    net.start_node(wide, num_cpus=2)
+    net.wait_for_nodes(len(net.hosts))
+    seconds: dict[str, list[float]] = {"ray": [], "local": []}
+    size = {"model__overrides__hidden_size": 128, "model__overrides__intermediate_size": 512}
+    for number in range(OVERHEAD_ROUNDS):
+        for launcher in ("ray", "local"):
+            place = folder / f"{launcher}-{number}"
+            place.mkdir()
+            recipe = write_recipe(place / "r.yaml", data, run__steps=OVERHEAD_STEPS, run__save_every=ENDLESS, **size)
+            if launcher == "ray":
+                words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe]
+                done = net.head.run([*words, "ray.workers=2", "ray.placement=STRICT_PACK"])
+            else:
+                done = train_locally(recipe)
+            if done.returncode:
+                raise RuntimeError(done.stdout + done.stderr)
+            records = read_metrics(place / "run" / "metrics.jsonl", "train")[OVERHEAD_STEPS // 5 :]
+            seconds[launcher].append(median(record["step_seconds"] for record in records))
+    middle = {launcher: median(values) for launcher, values in seconds.items()}
+    give_back(net, wide)
+    return {
+        "ray_step_ms": round(1e3 * middle["ray"], 2),
+        "local_step_ms": round(1e3 * middle["local"], 2),
+        "rounds_ms": {name: [round(1e3 * value, 2) for value in values] for name, values in seconds.items()},
+        "value": round(middle["ray"] / middle["local"] - 1, 4),
+    }
+
+
+FIGURES: dict[str, Callable[[Network, Path, Path], dict[str, Any]]] = {
+    "submit_to_first_step_s": submit_to_first_step,
+    "dead_worker_s": dead_worker,
+    "dead_node_spare_s": dead_node_spare,
+    "shrink_s": shrink,
+    "frozen_node_s": frozen_node,
+    "ray_overhead": ray_overhead,
+}
+
+
+def value_of(phases: dict[str, Any]) -> float:
+    """The figure itself: seconds to the step, of the slowest variant."""
+    if "value" in phases:
+        return float(phases["value"])
+    if "step" in phases:
+        return float(phases["step"])
+    return max(value_of(variant) for variant in phases.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="file for the JSON; else it is printed")
+    parser.add_argument("--only", action="append", choices=sorted(FIGURES), help="measure this one; repeatable")
+    given = parser.parse_args()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="dlb-") as name:
+        data = prepare_text(Path(name))
+        with network(4) as net:
+            net.start_head(num_cpus=0)
+            for host in net.hosts[1:]:
+                net.start_node(host)
+            net.wait_for_nodes(4)
+            for key, measure in FIGURES.items():
+                if given.only and key not in given.only:
+                    continue
+                phases = measure(net, Path(name), data)
+                figures[key] = value_of(phases)
+                figures[f"{key}_by_phase"] = phases
+                print(f"{key} {figures[key]}  {phases}", file=sys.stderr, flush=True)
+    text = json.dumps(figures, indent=1)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

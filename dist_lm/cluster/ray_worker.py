@@ -1,0 +1,129 @@
+"""One worker of Ray Train: a rank, from its environment to what Ray is told of its end.
+
+Enters: what the driver sends to each worker.  Leaves: a run folder; files with errors that end the run.
+Promises: Ray starts the group again only where that can help; when a node is taken away, the group
+saves, leaves it, and no restart is charged for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_lm.config_files import LoadedConfig
+from dist_lm.deepspeed_config import load_run
+from dist_lm.disk import disk_errors, write_json
+from dist_lm.errors import DistLMError, StopRequested
+from dist_lm.lease import SUPERVISOR_VARIABLE
+from dist_lm.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from dist_lm.ranks import Ranks
+    from dist_lm.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+NODE_GOES = "a node is taken away"
+_NOTICE_S = 0.2
+
+
+def train_on_worker(settings: dict[str, Any]) -> None:
+    """Runs on each worker, in Ray's training thread.
+
+    Ray starts the group again after any exception.  Where that cannot help, each rank leaves its
+    error in a file for the driver, and the workers end as if they were done.
+    """
+    final_errors = Path(settings["final_errors"])
+    if any(final_errors.iterdir()):
+        return
+    # Ray ends one group before it starts the next: the run's lease passes on at once.
+    os.environ[SUPERVISOR_VARIABLE] = settings["supervisor"]
+    if settings["cpu"]:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from dist_lm.worker import prepare_environment, report_failure, speak
+
+    prepare_environment()
+    rank = int(os.environ["RANK"])
+    speak(rank)
+    loaded = load_run(Path(settings["path"]), settings["overrides"])
+    log_to_run_folder(RunDir(loaded.config.run.dir).logs, rank)
+    try:
+        _train(loaded, cpu=settings["cpu"])
+    except DistLMError as error:
+        from dist_lm.ranks import disconnect
+
+        # The driver tells errors that end the run.
+        report_failure(loaded, rank, str(error), tell=error.restart_helps)
+        if error.restart_helps:
+            raise
+        write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})
+        # Peers that do not know of this error see the connection end, and Ray restarts the group.
+        disconnect()
+    except NodeGoes:
+        raise
+    except Exception as error:
+        report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
+        raise
+
+
+def log_to_run_folder(logs: Path, rank: int) -> None:
+    """What this rank says stays with the run; Ray shows it, and loses it with the node."""
+    with disk_errors(logs):
+        handler = logging.FileHandler(logs / f"rank-{rank:05d}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger("dist_lm").addHandler(handler)
+
+
+def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
+    from dist_lm import ops
+    from dist_lm.ranks import Ranks
+    from dist_lm.stop import StopFlag
+    from dist_lm.train import train
+    from dist_lm.worker import summary
+
+    if cpu:
+        ops.build_cpu_op()
+    ranks = Ranks.connect()
+    stop = StopFlag()
+    _stop_at_notice(stop)
+    try:
+        outcome = train(loaded, ranks, stop=stop, launcher="ray")
+    except StopRequested:
+        _leave_node(ranks, stop)
+        raise
+    if ranks.is_first:
+        log.info("%s", summary(loaded, outcome))
+
+
+def _stop_at_notice(stop: StopFlag) -> None:
+    """Let Ray's notice raise the flag: all ranks save after the step that they are in."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    # Ray's public question, get_preemption_info, is a barrier of all ranks.
+    notice = get_train_context().preemption_context
+
+    def watch() -> None:
+        while notice.preemption_info is None:
+            time.sleep(_NOTICE_S)
+        stop.request(NODE_GOES)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _leave_node(ranks: Ranks, stop: StopFlag) -> None:
+    """Where only a node's going stopped the ranks, raise NodeGoes, for Ray to start a group on the other
+    nodes: a return it would take for the end of the run.  Returns where a person asked to stop."""
+    if set(ranks.gather(stop.reason)) - {"", NODE_GOES}:
+        return
+    if ranks.is_first:
+        log.info("%s: the group starts again without it", NODE_GOES)
+    ranks.barrier()
+    raise NodeGoes(NODE_GOES) from None
+
+
+class NodeGoes(Exception):
+    """Not the run's end, and no failure (ray_recovery.py)."""
