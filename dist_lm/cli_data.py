@@ -224,8 +224,8 @@ def data_verify(
     dist-lm data verify data/train --tokenizer tokenizer
     """
     from dist_lm.data.location import redact
-    from dist_lm.data.shards import verify_dataset
     from dist_lm.data.tokenizer import compare_tokenizer, load_tokenizer
+    from dist_lm.data.verify import verify_dataset
 
     manifest = verify_dataset(folder)
     if tokenizer is not None:

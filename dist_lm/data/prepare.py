@@ -38,10 +38,10 @@ from dist_lm.data.preparation.plan import PrepareOptions, check_options, identit
 from dist_lm.data.preparation.reduce_task import Bucket, ReduceSummary, reduce_bucket
 from dist_lm.data.preparation.runners import run_tasks
 from dist_lm.data.process_pool import Progress, silent
-from dist_lm.data.shards import verify_dataset
 from dist_lm.data.sources.inputs import list_inputs
 from dist_lm.data.sources.record import EXAMPLES_SHOWN, BadRecords
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
+from dist_lm.data.verify import verify_dataset
 from dist_lm.disk import disk_errors
 from dist_lm.errors import ConfigError, DataError
 

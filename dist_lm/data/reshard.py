@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dist_lm.data.location import redact
 from dist_lm.data.manifest import MANIFEST_NAME, Manifest
 from dist_lm.data.process_pool import Progress, silent
-from dist_lm.data.shards import Block, ShardReader, verify_dataset, write_shard
+from dist_lm.data.shards import Block, ShardReader, write_shard
+from dist_lm.data.verify import verify_dataset
 from dist_lm.disk import disk_errors
 from dist_lm.errors import ConfigError, DataError
 

@@ -14,7 +14,7 @@ apart, which has to read every header anyway: tarfile, which would read them onc
 
 Every block is checked as it is read, by what stands in its headers: the CRC-32 of each member and the
 content hash of its shard, which the manifest knows.  A whole shard is compared with its SHA-256 by
-`verify_dataset` and when it enters a cache; a run that goes on does not wait for that.
+`data verify` (verify.py) and when it enters a cache; a run that goes on does not wait for that.
 
 Format.  A tar sample is a block of up to `block_rows` rows: a member for each column, named
 `<shard:06d><block:06d>.<column>`, holding the raw little-endian array [rows, *shape]; of a column with
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,7 +63,6 @@ __all__ = [
     "ShardEntry",
     "ShardReader",
     "shard_name",
-    "verify_dataset",
     "write_shard",
 ]
 
@@ -337,18 +335,3 @@ def _for_grouping(window: Window, url: str) -> Iterator[dict[str, Any]]:
         for name, content in members:
             yield {"fname": name, "data": content, "__url__": url}
         yield {}
-
-
-def verify_dataset(location: str | Path) -> Manifest:
-    """Read every byte of a data set; a DataError names the first shard and block that is wrong.
-
-    Remote shards are copied to the temporary folder, one after the other, to compare their SHA-256.
-    """
-    manifest = Manifest.load(location)
-    with tempfile.TemporaryDirectory(prefix="dist_lm-verify-") as folder:
-        cache = ShardCache(Path(folder), max((entry.bytes for entry in manifest.shards), default=0))
-        reader = ShardReader(location, manifest, verify=True, cache=cache)
-        for shard, entry in enumerate(manifest.shards):
-            for _ in reader.blocks(shard, 0, entry.blocks):
-                pass
-    return manifest

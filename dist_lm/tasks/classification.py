@@ -181,10 +181,18 @@ def metric_set(problem: str, labels: tuple[str, ...]) -> MetricSet:
 
 
 def class_weights(weights: Mapping[str, float] | Literal["balanced"], manifest: Manifest) -> Tensor | None:
-    """[C] weight of each class; None where all weigh 1.  ConfigError for a class that is none."""
+    """[C] weight of each class; None where all weigh 1.  ConfigError for a class that is none,
+    DataError where labels were not counted."""
     labels = manifest.labels
     if weights == "balanced":
-        counts = [manifest.preparation[LABEL_COUNTS][label] for label in labels]
+        counted = manifest.preparation.get(LABEL_COUNTS, {})
+        if not set(labels) <= set(counted):
+            raise DataError(
+                "the manifest does not tell how often each label stands in the data set",
+                where="task.class_weights: balanced",
+                do="Prepare the data again, or write the weights.",
+            )
+        counts = [counted[label] for label in labels]
         # A label of the held-out rows alone is no target of training.
         return torch.tensor([sum(counts) / (len(labels) * count) if count else 1.0 for count in counts])
     unknown = sorted(set(weights) - set(labels))

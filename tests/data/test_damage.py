@@ -15,10 +15,11 @@ from dist_lm.config import SourceSpec
 from dist_lm.data.cache import ShardCache
 from dist_lm.data.damage import WHOLE_SHARD, DamagedData, damaged, extend, new_damage
 from dist_lm.data.manifest import Manifest
-from dist_lm.data.shards import ShardReader, verify_dataset
+from dist_lm.data.shards import ShardReader
 from dist_lm.data.stream import Stream
 from dist_lm.data.substitutes import SubstitutingReader
 from dist_lm.data.training_set import TrainingSet
+from dist_lm.data.verify import verify_dataset
 from dist_lm.errors import ConfigError, DataError
 from tests.data.http_server import serving
 from tests.data.text_datasets import TextDataset, flip_bit, write_pairs

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from text_datasets import TextDataset, write_pairs
 
-from dist_lm.data.shards import Manifest, ShardReader, verify_dataset
+from dist_lm.data.shards import Manifest, ShardReader
+from dist_lm.data.verify import verify_dataset
 from dist_lm.errors import DataError
 
 pytestmark = pytest.mark.fast

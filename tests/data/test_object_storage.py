@@ -15,8 +15,9 @@ from text_datasets import TextDataset, write_pairs
 from dist_lm.data.cache import ShardCache
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.retry import Retries
-from dist_lm.data.shards import ShardReader, verify_dataset
+from dist_lm.data.shards import ShardReader
 from dist_lm.data.storage import exists, join, list_files, open_file, read_bytes, write_bytes
+from dist_lm.data.verify import verify_dataset
 from dist_lm.errors import DataError, EnvironmentFault
 
 ROOT = f"s3://{BUCKET}/data"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dist_lm.data.reshard import ReshardOptions, reshard
-from dist_lm.data.shards import Column, Manifest, verify_dataset, write_shard
+from dist_lm.data.shards import Column, Manifest, write_shard
+from dist_lm.data.verify import verify_dataset
 from dist_lm.errors import ConfigError, DataError
 from tests.data.preparation.preparing import columns_of, files_of
 from tests.data.text_datasets import flip_bit, write_pairs

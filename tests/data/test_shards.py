@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from text_datasets import TextDataset, flip_bit, pair_columns, pair_rows, write_pairs
 
 from dist_lm.data.blocks import owner_name
-from dist_lm.data.shards import Column, Manifest, ShardReader, verify_dataset, write_shard
+from dist_lm.data.shards import Column, Manifest, ShardReader, write_shard
+from dist_lm.data.verify import verify_dataset
 from dist_lm.errors import DataError, EnvironmentFault
 
 SHARDS = [70, 64, 70]

@@ -21,9 +21,10 @@ from dist_lm.config import SourceSpec
 from dist_lm.data.eras import Eras
 from dist_lm.data.handover import READ_AHEAD
 from dist_lm.data.order import Order, partner_rows
-from dist_lm.data.shards import ShardReader, verify_dataset
+from dist_lm.data.shards import ShardReader
 from dist_lm.data.stream import Rows, StepRows, Stream
 from dist_lm.data.training_set import TrainingSet
+from dist_lm.data.verify import verify_dataset
 from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError, DataError
 

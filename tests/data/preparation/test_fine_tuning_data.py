@@ -22,6 +22,7 @@ from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.views import view_of
 from dist_lm.errors import ConfigError, DataError
+from dist_lm.tasks.classification import class_weights
 from dist_lm.tasks.registry import build_task
 
 pytestmark = pytest.mark.fast
@@ -85,6 +86,13 @@ def test_balanced_weights_are_those_of_scikit_learn(topics_data: Path, tmp_path:
     expected = compute_class_weight("balanced", classes=np.arange(len(view.manifest.labels)), y=truth)
     assert expected.max() > 1.5
     np.testing.assert_allclose(task.weights_C.numpy(), expected, rtol=1e-6)
+
+
+def test_balanced_weights_need_counts_in_the_manifest() -> None:
+    manifest = Manifest("classification", (), 1, 1, 10, "0" * 64, 0, 0, (), labels=("bad", "good"))
+    assert class_weights({"good": 2.0}, manifest) is not None
+    with pytest.raises(DataError, match="does not tell how often each label stands"):
+        class_weights("balanced", manifest)
 
 
 @pytest.mark.parametrize("changed", ["template", "token"])
