@@ -166,15 +166,17 @@ class _Group:
         deadline = time.monotonic() + (STOP_GRACE_S if code == StopRequested.exit_code else PEER_GRACE_S)
         while time.monotonic() < deadline and any(process.poll() is None for process in self._ranks):
             time.sleep(_POLL_S)
+        codes = [process.poll() for process in self._ranks]
+        if code in RESTARTABLE:
+            # What a rank foresaw explains more than a signal, and a signal more than the crash of a peer
+            # that lost its connection: that one may be seen first.
+            rank, code = min(
+                ((number, other) for number, other in enumerate(codes) if other),
+                key=lambda failed: (failed[1] < 0 or failed[1] in RESTARTABLE, failed[1] > 0, failed[0] != rank),
+            )
         if code < 0:
             self.cause = f"rank {rank} (pid {self._ranks[rank].pid}) was ended by {signal.Signals(-code).name}"
             return code
-        # A foreseen error of any rank explains more than the crash of its peers.
-        codes = [process.poll() for process in self._ranks]
-        for number, other in enumerate(codes):
-            if other and other > 0 and other not in RESTARTABLE:
-                rank, code = number, other
-                break
         self.cause = f"rank {rank} ended with code {code}"
         # The first rank tells its foreseen errors itself; a crash nobody has told yet.
         if code == EXIT_CRASH or (rank and code != StopRequested.exit_code):
