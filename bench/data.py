@@ -126,7 +126,8 @@ def resume_ms(folder: Path, rounds: int) -> float:
 
 def memory_mb(folder: Path) -> tuple[float, float]:
     """What a rank that reads all lanes allocates at most, measured, and the formula of data/eras.py and stream.py."""
-    from dist_lm.data.stream import READ_AHEAD, Stream
+    from dist_lm.data.handover import READ_AHEAD
+    from dist_lm.data.stream import Stream
 
     data = open_training_set(folder, LENGTHS[0])
     tracemalloc.start()
