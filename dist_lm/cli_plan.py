@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_lm.errors import ConfigError
+from dist_lm.plan.goodput import GPU_MTBF_HOURS
 
 if TYPE_CHECKING:
     from dist_lm.plan.plan import Plan
@@ -29,7 +30,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, ... or cpu.")] = "cpu",
     mfu: Annotated[float, typer.Option(help="Share of the peak while computing.")] = 0.4,
     price: Annotated[float, typer.Option(help="Of a device and hour.")] = 0.0,
-    mtbf_hours: Annotated[float, typer.Option(help="Hours between faults of one device.")] = 50_700.0,
+    mtbf_hours: Annotated[float, typer.Option(help="Hours between faults of one device.")] = GPU_MTBF_HOURS,
     restart_s: Annotated[float, typer.Option(help="Seconds from a fault to the next step.")] = 120.0,
     storage: Annotated[float, typer.Option(help="GB/s to where checkpoints go.")] = 2.0,
     simulate_faults: Annotated[bool, typer.Option("--simulate-faults", help="Goodput of 20 simulated runs.")] = False,

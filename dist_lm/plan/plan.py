@@ -21,7 +21,7 @@ from dist_lm.deepspeed_config import resolve
 from dist_lm.errors import ConfigError
 from dist_lm.memory import chosen_micro_rows
 from dist_lm.plan.accelerators import Accelerator
-from dist_lm.plan.goodput import Costs, best_interval_s, expected, faults_at, simulate
+from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
 from dist_lm.plan.states import States, states
 from dist_lm.plan.trace import MicroStep, trace
 from dist_lm.plan.traffic import Topology, traffic
@@ -62,7 +62,7 @@ class Options:
 
     mfu: float = 0.4
     price_per_hour: float = 0.0
-    mtbf_hours: float = 50_700.0
+    mtbf_hours: float = GPU_MTBF_HOURS
     """Of one device."""
     restart_s: float = 120.0
     storage_gb_s: float = 2.0
