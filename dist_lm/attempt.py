@@ -48,7 +48,7 @@ class Attempt:
             number, before = run_dir.next_attempt(), lease.read(run_dir.leases)
             held.append(Lease.take(run_dir.leases, number))
             _close_the_one_before(run_dir, number - 1, before)
-            run_dir.stop_file.unlink(missing_ok=True)
+            run_dir.forget_stops()
             return run_dir.open_attempt(facts)
 
         number = ranks.agree(take)
@@ -64,7 +64,11 @@ class Attempt:
                 lambda: self.watch.give_up(f"stopping took longer than run.stop_budget_s, {run.stop_budget_s:.0f} s"),
             )
         ]
-        duties += [stop.on_file(self.stop, self.run_dir.stop_file), stop.tell_all(self.stop, self.run_dir.stop_file)]
+        duties += [
+            stop.on_file(self.stop, self.run_dir.stop_file, stop.BY_COMMAND),
+            stop.on_file(self.stop, self.run_dir.peer_stop_file, stop.BY_PEER),
+            stop.tell_all(self.stop, self.run_dir.peer_stop_file),
+        ]
         # A worker of Ray is started and ended by Ray.
         if launcher != "ray":
             duties.append(stop.on_orphaned(self.stop, grandparent=launcher == "deepspeed"))
@@ -110,7 +114,7 @@ class Attempt:
             reason, code, what = error.kind, error.exit_code, error.what
         known = {"step": self.watch.step, "useful_s": self.watch.useful_s}
         self.run_dir.close_attempt(self.number, reason=reason, exit_code=code, what=what, **known)
-        self.run_dir.stop_file.unlink(missing_ok=True)
+        self.run_dir.forget_stops()
         self._lease.release(**known)
 
 

@@ -85,6 +85,16 @@ class RunDir:
         """There while somebody asks the run to stop."""
         return self.path / "stop"
 
+    @property
+    def peer_stop_file(self) -> Path:
+        """There while a rank tells the others that it was asked to stop."""
+        return self.path / "stop-peers"
+
+    def forget_stops(self) -> None:
+        """Nobody asks the run to stop any more."""
+        for path in (self.stop_file, self.peer_stop_file):
+            path.unlink(missing_ok=True)
+
     def checkpoint_location(self) -> str:
         """Where the run's checkpoints lie: run.checkpoints, or a folder of the run."""
         if self.config.is_file():

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+BY_COMMAND = "dist-lm stop"
+BY_PEER = "another rank was asked to stop"
 
 
 class StopFlag:
@@ -83,18 +85,18 @@ def at_time_limit(stop: StopFlag, limit_s: float, clock: Callable[[], float] = t
     return look
 
 
-def on_file(stop: StopFlag, path: Path) -> Callable[[], None]:
+def on_file(stop: StopFlag, path: Path, reason: str) -> Callable[[], None]:
     """A duty that asks to stop once the file is there."""
 
     def look() -> None:
         if path.exists():
-            stop.request("dist-lm stop")
+            stop.request(reason)
 
     return look
 
 
 def tell_all(stop: StopFlag, path: Path) -> Callable[[], None]:
-    """A duty that puts the file of `on_file` there once this rank was asked to stop.
+    """A duty that puts a file there, for `on_file` of the others, once this rank was asked to stop.
 
     All ranks agree in the loop; this reaches those that wait for data, where there is no collective.
     """

@@ -34,7 +34,7 @@ from dist_lm.ranks import Ranks
 from dist_lm.resume import SmallState, resume, roll_back, set_damage_aside, stamp, with_state
 from dist_lm.sample_log import record_samples
 from dist_lm.schedule import learning_rate
-from dist_lm.stop import StopFlag
+from dist_lm.stop import BY_PEER, StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +113,11 @@ class _Loop:
             if self.metrics:
                 self.metrics.close()
         if self.stop_agreed:
+            reasons = [reason for reason in self.ranks.gather(self.stop.reason) if reason not in ("", BY_PEER)]
             raise StopRequested(
                 f"stopped at step {self.progress.step} of {self.config.run.steps}",
                 where=str(self.run_dir.path),
-                why=f"Reason: {self.stop.reason or 'another rank was asked to stop'}. A checkpoint is saved.",
+                why=f"Reason: {reasons[0] if reasons else BY_PEER}. A checkpoint is saved.",
                 do="Run the same command to go on.",
             )
         return Outcome(

@@ -63,7 +63,7 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     def after_controller_start(self, context: TrainRunContext) -> None:
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
         self._give_back_what_a_killed_driver_holds(context.run_id)
-        leave_out_draining_nodes()
+        count_staying_nodes()
         look_at_nodes_now()
 
     def _give_back_what_a_killed_driver_holds(self, run_id: str) -> None:
@@ -141,15 +141,14 @@ def wait_until_the_dead_are_known() -> None:
         time.sleep(_POLL_S)
 
 
-def leave_out_draining_nodes() -> None:
-    """Ray's elastic policy counts a node that is being drained, where nothing is put any more: the new
-    group would wait for it until its time is up.  For the controller's process."""
+def count_staying_nodes() -> None:
+    """Ray's elastic policy counts a node that is being drained, where nothing is put any more, and for
+    up to 20 s one that has gone: the new group would wait for it.  For the controller's process."""
     count_all = ElasticScalingPolicy._count_possible_workers
 
     def count(policy: Any, reserved: dict[str, Any]) -> int:
-        going = ray._private.state.state.get_draining_nodes()
-        staying = {node_id: resources for node_id, resources in reserved.items() if node_id not in going}
-        number: int = count_all(policy, staying)
+        staying = {node["NodeID"] for node in ray_cluster.living_nodes()}
+        number: int = count_all(policy, {node: reserved[node] for node in staying & reserved.keys()})
         return number
 
     ElasticScalingPolicy._count_possible_workers = count

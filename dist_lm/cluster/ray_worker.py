@@ -20,6 +20,7 @@ from dist_lm.disk import disk_errors, write_json
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
+from dist_lm.stop import BY_PEER
 
 if TYPE_CHECKING:
     from dist_lm.ranks import Ranks
@@ -117,7 +118,7 @@ def _stop_at_notice(stop: StopFlag) -> None:
 def _leave_node(ranks: Ranks, stop: StopFlag) -> None:
     """Where only a node's going stopped the ranks, raise NodeGoes, for Ray to start a group on the other
     nodes: a return it would take for the end of the run.  Returns where a person asked to stop."""
-    if set(ranks.gather(stop.reason)) - {"", NODE_GOES}:
+    if set(ranks.gather(stop.reason)) - {"", NODE_GOES, BY_PEER}:
         return
     if ranks.is_first:
         log.info("%s: the group starts again without it", NODE_GOES)

@@ -38,7 +38,7 @@ def test_the_time_limit_a_file_and_the_budget_ask_or_end(tmp_path: Path) -> None
     flag = StopFlag(clock=lambda: now[0])
     limit = stop.at_time_limit(flag, 60.0, clock=lambda: now[0])
     budget = stop.within_budget(flag, 30.0, lambda: ended.append(1))
-    on_file = stop.on_file(flag, tmp_path / "stop")
+    on_file = stop.on_file(flag, tmp_path / "stop", "asked")
     for duty in (limit, budget, on_file):
         duty()
     assert flag.reason == ""
@@ -53,8 +53,8 @@ def test_the_time_limit_a_file_and_the_budget_ask_or_end(tmp_path: Path) -> None
     assert ended == [1]
     other = StopFlag()
     (tmp_path / "stop").touch()
-    stop.on_file(other, tmp_path / "stop")()
-    assert other.reason == "dist-lm stop"
+    stop.on_file(other, tmp_path / "stop", "asked")()
+    assert other.reason == "asked"
 
 
 def test_a_process_whose_launcher_is_killed_asks_to_stop() -> None:
