@@ -3,8 +3,9 @@
 Enters: columns of rows; the members of a block; a shard whose hash is wrong, and its index.
 Leaves: members; columns; the first damaged block and what is wrong with it.
 Promises: a member holds what is not padding, and nothing else; a member of another size than its
-column and the lengths of its rows say is refused.  Finding damage needs nothing but the tar headers,
-whose owner names are CRC-32 checksums of the contents.
+column and the lengths of its rows say is refused, and so is a block whose tar headers tell of anything but
+whole plain files of their shard.  Finding damage needs nothing but these headers, whose owner names are
+CRC-32 checksums of the contents.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -21,6 +22,22 @@ from numpy.typing import NDArray
 from dist_lm.data.manifest import Column
 
 Buffer = bytes | memoryview
+Member = tuple[str, memoryview]
+"""Name and content."""
+
+HEADER_BYTES = tarfile.BLOCKSIZE
+
+# Fields of a tar header.
+_NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER, _GROUP = (
+    slice(0, 100),
+    slice(124, 136),
+    slice(148, 156),
+    slice(156, 157),
+    slice(265, 297),
+    slice(297, 329),
+)
+_EMPTY_CHECKSUM = 8 * ord(" ")
+"""The checksum of a header counts its own field as blanks."""
 
 
 def block_key(shard_number: int, block: int) -> str:
@@ -86,3 +103,71 @@ def find_damage(file: BinaryIO, offsets: Sequence[int], shard_number: int) -> tu
                 return block, f"The content of {member.name} is damaged."
             at += tarfile.BLOCKSIZE * (1 + -(-member.size // tarfile.BLOCKSIZE))
     return None, "Every block is whole: the shard is of another preparation, or its padding is damaged."
+
+
+class _Header(NamedTuple):
+    name: str
+    size: int
+    owner: str
+    group: str
+
+
+def filled_bytes(size: int) -> int:
+    """What a content of this size takes in a tar file, behind its header."""
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def block_members(block: memoryview, expected_bytes: int, shard_content: str) -> list[Member]:
+    """The tar members of one block of a shard; ValueError with the reason where these bytes cannot be that.
+
+    Only plain files that lie inside the block are let through: no link, device, extended header, sparse
+    or compressed member, and none that is larger than its place, of another shard, or damaged.
+    """
+    if len(block) != expected_bytes:
+        raise ValueError(f"The shard ends inside this block: {len(block)} of {expected_bytes} bytes are there.")
+    members = []
+    at = 0
+    while at < len(block):
+        header = _read_header(bytes(block[at : at + HEADER_BYTES]), at)
+        begin = at + HEADER_BYTES
+        at = begin + filled_bytes(header.size)
+        if at > len(block):
+            raise ValueError(f"A tar member of {header.size} bytes is larger than its block of {len(block)} bytes.")
+        members.append(_whole_member(header, block[begin : begin + header.size], shard_content))
+    return members
+
+
+def placed_member(header: bytes, content: memoryview, shard_content: str) -> Member:
+    """The only member of a block, apart from its header; ValueError where it cannot be that."""
+    found = _read_header(header, 0)
+    if found.size != len(content):
+        raise ValueError(f"A tar member has {found.size} bytes, expected {len(content)}.")
+    return _whole_member(found, content, shard_content)
+
+
+def _read_header(header: bytes, at: int) -> _Header:
+    if _octal(header[_CHECKSUM]) != _EMPTY_CHECKSUM + sum(header) - sum(header[_CHECKSUM]):
+        raise ValueError(f"The tar header at byte {at} of the block is damaged.")
+    if header[_TYPE] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise ValueError(f"At byte {at} of the block is a tar member of type {header[_TYPE]!r}, not a plain file.")
+    size = _octal(header[_SIZE])
+    if size is None:
+        raise ValueError(f"At byte {at} of the block is a tar member without a size.")
+    return _Header(_text(header[_NAME]), size, _text(header[_OWNER]), _text(header[_GROUP]))
+
+
+def _whole_member(header: _Header, content: memoryview, shard_content: str) -> Member:
+    if header.owner != owner_name(content):
+        raise ValueError(f"The content of {header.name} is damaged.")
+    if header.group != shard_content:
+        raise ValueError(f"{header.name} is of another preparation: {header.group}, expected {shard_content}.")
+    return header.name, content
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("latin-1")
+
+
+def _octal(text: bytes) -> int | None:
+    digits = text.strip(b" \0")
+    return int(digits, 8) if digits and not digits.translate(None, b"01234567") else None

@@ -84,18 +84,30 @@ class Eras:
         # Numbers the eras of a lane through all epochs.
         era = place.epoch * self._eras_an_epoch + place.era
         rows.epoch[at] = place.epoch
-        missing = np.arange(len(positions))
-        while missing.size:
-            here = self._loaded[region[missing]] == era[missing]
-            ready, missing = missing[here], missing[~here]
-            self._gather(rows, at[ready], self._wanted[region[ready], place.offset[ready]])
-            # One era of a lane at a time: what the batch wants of the present one is out already.
+        waiting = np.arange(len(positions))
+        early: list[tuple[Ints, Rows]] = []
+        while (missing := waiting[self._loaded[region[waiting]] != era[waiting]]).size:
+            # What the batch wants of an era must be out before the lane's next one is read.
+            leaving = np.isin(region[waiting], region[missing]) & ~np.isin(waiting, missing)
+            if leaving.any():
+                out, waiting = waiting[leaving], waiting[~leaving]
+                taken = self.empty_rows(len(out))
+                self._gather(taken, np.arange(len(out)), self._wanted[region[out], place.offset[out]])
+                early.append((at[out], taken))
             _, first = np.unique(region[missing], return_index=True)
-            if self._before is not None and len(first):
+            if self._before is not None:
                 self._before(positions[missing[first]])
             for index in missing[first]:
                 self._load(int(place.epoch[index]), int(place.lane[index]), int(place.era[index]))
                 self._loaded[region[index]] = era[index]
+        # All rows at once, those that are out as well: some other row stands for them.
+        which = np.full(len(positions), waiting[0])
+        which[waiting] = waiting
+        self._gather(rows, at, self._wanted[region[which], place.offset[which]])
+        for places, taken in early:
+            rows.sample_id[places] = taken.sample_id
+            for name, array in taken.columns.items():
+                rows.columns[name][places] = array
 
     def _gather(self, rows: Rows, to: Ints, wanted: Ints) -> None:
         sources = [(name, self._pool[name], wanted) for name in self._pool]
@@ -105,7 +117,7 @@ class Eras:
         rows.sample_id[to] = self._sample_id[wanted]
         for name, pool, which in sources:
             if len(to) == len(rows):
-                # All rows at once, as nearly always: no copy in between.  "clip" spares a buffer.
+                # Of one source all rows: no copy in between.  "clip" spares a buffer.
                 np.take(pool, which, axis=0, out=rows.columns[name], mode="clip")
             else:
                 rows.columns[name][to] = pool[which]

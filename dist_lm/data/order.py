@@ -81,6 +81,8 @@ def permute(i: Any, n: Any, key: Any) -> Ints:
     bits = np.maximum(np.frexp((np.maximum(limits, 1) - 1).astype(np.float64))[1], 2).astype(np.uint64)
     keys = mix64(key).reshape(-1)
     subkeys = list(mix64(keys ^ _TURNS))
+    if limits.size == keys.size == 1 and values.size > 1 << int(bits[0] + np.uint64(1)) // 2:
+        return _permute_many(values.astype(np.int64), int(limits[0]), int(bits[0]), subkeys).reshape(np.shape(i))
     turned = _feistel(values, bits, subkeys)
     outside = np.flatnonzero(turned >= limits)
     while outside.size:
@@ -103,6 +105,30 @@ def _feistel(values: Hashes, bits: Hashes, subkeys: Sequence[Hashes]) -> Hashes:
         else:
             low = low ^ (mix64(high ^ subkey) & low_mask)
     return np.asarray((high << low_bits) | low)
+
+
+def _permute_many(values: Ints, limit: int, bits: int, subkeys: Sequence[Hashes]) -> Ints:
+    """The same for many elements under one key: what a half can become is looked up, since few halves differ."""
+    low_bits = bits - bits // 2
+    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits // 2)) - 1
+    masks = np.where(np.arange(_FEISTEL_ROUNDS) % 2, low_mask, high_mask)[:, None]
+    tables = mix64(np.arange(1 << low_bits, dtype=np.uint64) ^ np.stack(subkeys)).astype(np.int64) & masks
+
+    def turned(values: Ints) -> Ints:
+        high, low = values >> low_bits, values & low_mask
+        for turn in range(0, _FEISTEL_ROUNDS, 2):
+            # "clip", as all are inside: no copy to look for others.
+            high ^= tables[turn].take(low, mode="clip")
+            low ^= tables[turn + 1].take(high, mode="clip")
+        return (high << low_bits) | low
+
+    found = turned(values)
+    outside = np.flatnonzero(found >= limit)
+    while outside.size:
+        again = turned(found[outside])
+        found[outside] = again
+        outside = outside[again >= limit]
+    return found
 
 
 _TURNS = mix64(np.arange(_FEISTEL_ROUNDS)).reshape(-1, 1)

@@ -50,7 +50,7 @@ from dist_lm.data.manifest import (
     shard_name,
 )
 from dist_lm.data.storage import open_file
-from dist_lm.data.window import REMOTE_READS, Scratch, Window
+from dist_lm.data.window import REMOTE_READS, Place, Scratch, Window
 from dist_lm.disk import WholeFile, disk_errors, sync_folder
 from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 
@@ -227,8 +227,12 @@ class ShardReader:
         self._scratch = Scratch() if reuse_memory else None
         self._wds = load_webdataset()
 
-    def blocks(self, shard: int, lo_block: int, hi_block: int) -> Iterator[Block]:
-        """Blocks [lo_block, hi_block) of a shard (its place in the manifest), one at a time."""
+    def blocks(self, shard: int, lo_block: int, hi_block: int, places: Sequence[Place] = ()) -> Iterator[Block]:
+        """Blocks [lo_block, hi_block) of a shard (its place in the manifest), one at a time.
+
+        `places`, one a block, may be filled with the contents (the only column) and stand behind the arrays
+        that leave; where they do not, nothing is known of what is in them.
+        """
         entry = self.manifest.shards[shard]
         path = join(self.location, entry.name)
         block = lo_block
@@ -240,7 +244,9 @@ class ShardReader:
                     self._offsets[shard] = self._read_index(entry)
                 offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
                 remote = self._remote and cached is None
-                window = Window(file, path, entry.content, lo_block, offsets, remote=remote, scratch=self._scratch)
+                window = Window(
+                    *(file, path, entry.content, lo_block, offsets), remote=remote, scratch=self._scratch, places=places
+                )
                 samples = self._wds.tariterators.group_by_keys(_for_grouping(window, entry.name))
                 for block in range(lo_block, hi_block):
                     yield self._checked(path, shard, block, next(samples, None))

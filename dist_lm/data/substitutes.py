@@ -8,7 +8,7 @@ checked as any block is, so that in the end the next whole one does, whoever fou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ from dist_lm.data.damage import WHOLE_SHARD
 from dist_lm.data.location import redact
 from dist_lm.data.manifest import Manifest
 from dist_lm.data.shards import Block, ShardReader
+from dist_lm.data.window import Place
 from dist_lm.errors import DataError
 
 
@@ -39,9 +40,9 @@ class SubstitutingReader(ShardReader):
         self._quarantine = frozenset(quarantine)
         self._hurt = {shard for shard, _ in quarantine}
 
-    def blocks(self, shard: int, lo_block: int, hi_block: int) -> Iterator[Block]:
+    def blocks(self, shard: int, lo_block: int, hi_block: int, places: Sequence[Place] = ()) -> Iterator[Block]:
         if shard not in self._hurt:
-            yield from super().blocks(shard, lo_block, hi_block)
+            yield from super().blocks(shard, lo_block, hi_block, places)
             return
         whole_from = lo_block
         for block in range(lo_block, hi_block):

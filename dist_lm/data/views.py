@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dist_lm.data.manifest import Column, Manifest
 from dist_lm.data.order import partner_rows
 from dist_lm.data.shards import Block, ShardReader
+from dist_lm.data.window import Place
 from dist_lm.errors import ConfigError, DataError
 
 TOKENS_KIND = "tokens"
@@ -179,17 +180,28 @@ class TokenView(View):
         # Rows that lie one after the other are the text itself: no row is cut out, none is pieced together.
         rows = columns[TOKENS_COLUMN][at : at + hi - lo].reshape(-1)
         filled = 0
-        for tokens in self._pieces(reader, shard, lo, hi):
-            rows[filled : filled + len(tokens)] = tokens
+        for tokens in self._pieces(reader, shard, lo, hi, rows):
+            place = rows[filled : filled + len(tokens)]
+            if not np.may_share_memory(tokens, place):
+                place[:] = tokens
             filled += len(tokens)
         assert filled == len(rows), (shard, lo, hi)
 
-    def _pieces(self, reader: ShardReader, shard: int, lo: int, hi: int) -> Iterator[NDArray[Any]]:
-        """The tokens of rows [lo, hi) of a shard, block by block."""
+    def _pieces(
+        self, reader: ShardReader, shard: int, lo: int, hi: int, rows: NDArray[Any] | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """The tokens of rows [lo, hi) of a shard, block by block; perhaps where they belong in `rows`."""
         block_tokens = self.manifest.block_rows
         at, end = lo * self.seq_len, hi * self.seq_len
-        first_block = at // block_tokens
-        for number, block in enumerate(reader.blocks(shard, first_block, -(-end // block_tokens)), first_block):
+        first_block, end_block = at // block_tokens, -(-end // block_tokens)
+        places: list[Place] = []
+        if rows is not None and self.columns[0].numpy_dtype.isnative:
+            for number in range(first_block, end_block):
+                begin = number * block_tokens - at
+                stop = begin + self.manifest.block_rows_of(shard, number)
+                whole = begin >= 0 and stop <= len(rows)
+                places.append(memoryview(rows[begin:stop].view(np.uint8)) if whole else None)  # type: ignore[arg-type]
+        for number, block in enumerate(reader.blocks(shard, first_block, end_block, places), first_block):
             begin = number * block_tokens
             yield block[TOKENS_COLUMN][max(at - begin, 0) : end - begin]
 

@@ -1,23 +1,27 @@
 """Some blocks of a shard: read in pieces, checked, and taken apart into tar members.
 
-Enters: an open shard and the offsets of some of its blocks.  Leaves: the tar members of these blocks,
-as webdataset's grouping takes them.
+Enters: an open shard, the offsets of some of its blocks, and perhaps places in memory for their
+contents.  Leaves: the tar members of these blocks, as webdataset's grouping takes them.
 Promises: not a byte of a block is handed out before its tar headers were found to be those of plain
 files of this very shard that fill the block, and their checksums were compared.  Memory: a piece (1 MiB
 of a local file, twice PIECE_BYTES of a remote one), or the largest block.
+
+A content that has a place is read straight to it, which spares a copy.  That takes a block of one member,
+as long as the place; where anything else is found, the blocks are read and judged again as all others.
 """
 
 from __future__ import annotations
 
 import logging
-import tarfile
+import os
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.data.blocks import owner_name
+from dist_lm.data.blocks import HEADER_BYTES, Member, block_members, filled_bytes, placed_member
 from dist_lm.data.damage import damaged
 from dist_lm.data.location import redact
 from dist_lm.data.remote_file import PIECE_BYTES
@@ -30,20 +34,11 @@ REMOTE_READS = 2
 _LOCAL_PIECE_BYTES = 1 << 20
 """Most bytes of a local file that are read at once: they stay in the processor's cache until they are copied."""
 
-# Fields of a tar header.
-_NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER, _GROUP = (
-    slice(0, 100),
-    slice(124, 136),
-    slice(148, 156),
-    slice(156, 157),
-    slice(265, 297),
-    slice(297, 329),
-)
-_EMPTY_CHECKSUM = 8 * ord(" ")
-"""The checksum of a header counts its own field as blanks."""
+_MOST_PLACES = 256
+"""Contents that one system call puts to their places at most: it takes 1024 buffers."""
 
-Member = tuple[str, memoryview]
-"""Name and content."""
+Place = memoryview | None
+"""Memory for the content of a block, as long as that; None: it may lie anywhere."""
 
 
 class Scratch:
@@ -72,9 +67,11 @@ class Window:
         *,
         remote: bool,
         scratch: Scratch | None = None,
+        places: Sequence[Place] = (),
     ) -> None:
         """`content`: that of the shard (ShardEntry); `offsets`: where each block begins in the file, and
-        where the last one ends; `scratch`: the members of a piece are overwritten by the next piece.
+        where the last one ends; `scratch`: the members of a piece are overwritten by the next piece;
+        `places`: one a block, or none; those of a remote file are left alone.
 
         The blocks of a remote file are read once more before they are called damaged.
         """
@@ -82,6 +79,10 @@ class Window:
         self._first, self._offsets = first_block, offsets
         self._reads, self._piece_bytes = (REMOTE_READS, PIECE_BYTES) if remote else (1, _LOCAL_PIECE_BYTES)
         self._scratch = scratch
+        self._places: list[Place] = [None] * (len(offsets) - 1)
+        for block, place in enumerate(places if not remote else ()):
+            if place is not None and offsets[block + 1] - offsets[block] == HEADER_BYTES + filled_bytes(len(place)):
+                self._places[block] = place
 
     def blocks(self) -> Iterator[list[Member]]:
         """The members of one block after the other; a piece of whole blocks is read at once."""
@@ -89,8 +90,34 @@ class Window:
         while lo < last:
             limit = self._offsets[lo] + self._piece_bytes
             hi = max(int(np.searchsorted(self._offsets, limit, side="right")) - 1, lo + 1)
-            yield from self._checked(lo, hi)
+            # A piece is of blocks that have places, or of such that have none.
+            places = [place for place in takewhile(lambda place: place is not None, self._places[lo:hi]) if place]
+            if places:
+                hi = lo + min(len(places), _MOST_PLACES)
+                yield from self._placed(lo, places[: hi - lo]) or self._checked(lo, hi)
+            else:
+                hi = next((block for block in range(lo, hi) if self._places[block] is not None), hi)
+                yield from self._checked(lo, hi)
             lo = hi
+
+    def _placed(self, lo: int, places: Sequence[memoryview]) -> list[list[Member]]:
+        """The members of the blocks from `lo` on, read to these places; empty where they are not as expected."""
+        start, end = self._offsets[lo], self._offsets[lo + len(places)]
+        rooms = memoryview(bytearray(2 * HEADER_BYTES * len(places)))
+        headers, buffers = [], []
+        for number, place in enumerate(places):
+            at = 2 * HEADER_BYTES * number
+            headers.append(rooms[at : at + HEADER_BYTES])
+            padding = filled_bytes(len(place)) - len(place)
+            buffers += [headers[-1], place]
+            if padding:
+                buffers.append(rooms[at + HEADER_BYTES : at + HEADER_BYTES + padding])
+        if os.preadv(self._file.fileno(), buffers, start) != end - start:
+            return []
+        try:
+            return [[placed_member(bytes(x), y, self._content)] for x, y in zip(headers, places, strict=True)]
+        except ValueError:
+            return []
 
     def _checked(self, lo: int, hi: int) -> list[list[Member]]:
         """The members of each of blocks [lo, hi) of the window."""
@@ -118,44 +145,3 @@ class Window:
         self._file.seek(start)
         got = self._file.readinto(content)  # type: ignore[attr-defined]
         return content[:got]
-
-
-def block_members(block: memoryview, expected_bytes: int, shard_content: str) -> list[Member]:
-    """The tar members of one block of a shard; ValueError with the reason where these bytes cannot be that.
-
-    Only plain files that lie inside the block are let through: no link, device, extended header, sparse
-    or compressed member, and none that is larger than its place, of another shard, or damaged.
-    """
-    if len(block) != expected_bytes:
-        raise ValueError(f"The shard ends inside this block: {len(block)} of {expected_bytes} bytes are there.")
-    members = []
-    at = 0
-    while at < len(block):
-        header = bytes(block[at : at + tarfile.BLOCKSIZE])
-        if _octal(header[_CHECKSUM]) != _EMPTY_CHECKSUM + sum(header) - sum(header[_CHECKSUM]):
-            raise ValueError(f"The tar header at byte {at} of the block is damaged.")
-        if header[_TYPE] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise ValueError(f"At byte {at} of the block is a tar member of type {header[_TYPE]!r}, not a plain file.")
-        size = _octal(header[_SIZE])
-        if size is None:
-            raise ValueError(f"At byte {at} of the block is a tar member without a size.")
-        begin = at + tarfile.BLOCKSIZE
-        at = begin + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if at > len(block):
-            raise ValueError(f"A tar member of {size} bytes is larger than its block of {len(block)} bytes.")
-        name, content = _text(header[_NAME]), block[begin : begin + size]
-        if _text(header[_OWNER]) != owner_name(content):
-            raise ValueError(f"The content of {name} is damaged.")
-        if _text(header[_GROUP]) != shard_content:
-            raise ValueError(f"{name} is of another preparation: {_text(header[_GROUP])}, expected {shard_content}.")
-        members.append((name, content))
-    return members
-
-
-def _text(field: bytes) -> str:
-    return field.rstrip(b"\0").decode("latin-1")
-
-
-def _octal(text: bytes) -> int | None:
-    digits = text.strip(b" \0")
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
