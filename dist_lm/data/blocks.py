@@ -10,6 +10,7 @@ CRC-32 checksums of the contents.
 
 from __future__ import annotations
 
+import struct
 import tarfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -27,15 +28,8 @@ Member = tuple[str, memoryview]
 
 HEADER_BYTES = tarfile.BLOCKSIZE
 
-# Fields of a tar header.
-_NAME, _SIZE, _CHECKSUM, _TYPE, _OWNER, _GROUP = (
-    slice(0, 100),
-    slice(124, 136),
-    slice(148, 156),
-    slice(156, 157),
-    slice(265, 297),
-    slice(297, 329),
-)
+_HEADER = struct.Struct("100s 24x 12s 12x 8s 1s 108x 32s 32s 183x")
+"""Name, size, checksum, type, owner name and group name."""
 _EMPTY_CHECKSUM = 8 * ord(" ")
 """The checksum of a header counts its own field as blanks."""
 
@@ -146,14 +140,17 @@ def placed_member(header: bytes, content: memoryview, shard_content: str) -> Mem
 
 
 def _read_header(header: bytes, at: int) -> _Header:
-    if _octal(header[_CHECKSUM]) != _EMPTY_CHECKSUM + sum(header) - sum(header[_CHECKSUM]):
+    if len(header) < HEADER_BYTES:
         raise ValueError(f"The tar header at byte {at} of the block is damaged.")
-    if header[_TYPE] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise ValueError(f"At byte {at} of the block is a tar member of type {header[_TYPE]!r}, not a plain file.")
-    size = _octal(header[_SIZE])
+    name, octal_size, checksum, kind, owner, group = _HEADER.unpack(header)
+    if _octal(checksum) != _EMPTY_CHECKSUM + sum(header) - sum(checksum):
+        raise ValueError(f"The tar header at byte {at} of the block is damaged.")
+    if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise ValueError(f"At byte {at} of the block is a tar member of type {kind!r}, not a plain file.")
+    size = _octal(octal_size)
     if size is None:
         raise ValueError(f"At byte {at} of the block is a tar member without a size.")
-    return _Header(_text(header[_NAME]), size, _text(header[_OWNER]), _text(header[_GROUP]))
+    return _Header(_text(name), size, _text(owner), _text(group))
 
 
 def _whole_member(header: _Header, content: memoryview, shard_content: str) -> Member:

@@ -103,7 +103,8 @@ class ShardEntry:
     def index_name(self) -> str:
         return self.name + ".idx"
 
-    @property
+    # Cached: asked for with every block that is read.
+    @cached_property
     def number(self) -> int:
         """The number that the keys of its blocks begin with."""
         match = _SHARD_NAME.fullmatch(self.name)

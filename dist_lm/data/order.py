@@ -81,7 +81,8 @@ def permute(i: Any, n: Any, key: Any) -> Ints:
     bits = np.maximum(np.frexp((np.maximum(limits, 1) - 1).astype(np.float64))[1], 2).astype(np.uint64)
     keys = mix64(key).reshape(-1)
     subkeys = list(mix64(keys ^ _TURNS))
-    if limits.size == keys.size == 1 and values.size > 1 << int(bits[0] + np.uint64(1)) // 2:
+    halves = 1 << -(-int(bits[0]) // 2)
+    if limits.size == keys.size == 1 and values.size > halves:
         return _permute_many(values.astype(np.int64), int(limits[0]), int(bits[0]), subkeys).reshape(np.shape(i))
     turned = _feistel(values, bits, subkeys)
     outside = np.flatnonzero(turned >= limits)

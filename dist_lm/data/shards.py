@@ -225,6 +225,7 @@ class ShardReader:
         self._cache = cache if self._remote else None
         self._offsets: dict[int, NDArray[np.uint64]] = {}
         self._scratch = Scratch() if reuse_memory else None
+        self._names = {column.name for column in manifest.columns}
         self._wds = load_webdataset()
 
     def blocks(self, shard: int, lo_block: int, hi_block: int, places: Sequence[Place] = ()) -> Iterator[Block]:
@@ -273,7 +274,7 @@ class ShardReader:
         if sample["__key__"] != key:
             raise damaged(path, block, f"Expected the key {key}, found {sample['__key__']}.")
         members = {name for name in sample if not name.startswith("__")}
-        if members != {column.name for column in self.manifest.columns}:
+        if members != self._names:
             raise damaged(path, block, f"Found the columns {sorted(members)}.")
         try:
             return columns_of(sample, self.manifest.columns, self.manifest.block_rows_of(shard, block))

@@ -196,11 +196,11 @@ class TokenView(View):
         first_block, end_block = at // block_tokens, -(-end // block_tokens)
         places: list[Place] = []
         if rows is not None and self.columns[0].numpy_dtype.isnative:
-            for number in range(first_block, end_block):
-                begin = number * block_tokens - at
-                stop = begin + self.manifest.block_rows_of(shard, number)
+            memory, size = memoryview(rows.view(np.uint8)), rows.itemsize  # type: ignore[arg-type]
+            for begin in range(first_block * block_tokens - at, end - at, block_tokens):
+                stop = min(begin + block_tokens, self.manifest.shards[shard].rows - at)
                 whole = begin >= 0 and stop <= len(rows)
-                places.append(memoryview(rows[begin:stop].view(np.uint8)) if whole else None)  # type: ignore[arg-type]
+                places.append(memory[begin * size : stop * size] if whole else None)
         for number, block in enumerate(reader.blocks(shard, first_block, end_block, places), first_block):
             begin = number * block_tokens
             yield block[TOKENS_COLUMN][max(at - begin, 0) : end - begin]

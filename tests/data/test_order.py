@@ -72,6 +72,13 @@ def test_permute_is_one_to_one(n: int, key: int) -> None:
     assert np.array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
 
 
+@given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
+@settings(max_examples=60, deadline=None)
+def test_permute_of_a_whole_domain_equals_that_of_its_elements(n: int, key: int) -> None:
+    # Halves are looked up where one domain is permuted, and computed where each element may have its own.
+    assert np.array_equal(permute(np.arange(n), n, key), permute(np.arange(n), np.full(n, n), key))
+
+
 @given(st.lists(st.tuples(st.integers(1, 2**40), st.integers(0, 2**64 - 1)), min_size=1, max_size=20), st.data())
 @settings(max_examples=40, deadline=None)
 def test_permute_of_many_domains_at_once_equals_one_at_a_time(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_datasets import TextDataset, write_pairs, write_tokens
+from text_datasets import TextDataset, flip_bit, write_pairs, write_tokens
 
 from dist_lm.config import SourceSpec
 from dist_lm.data.heldout import HeldoutRows
@@ -60,6 +63,52 @@ def test_any_range_of_rows_is_the_text_cut_at_multiples_of_the_length(
     rows = np.concatenate([block["tokens"] for block in view.blocks(reader, shard, lo, hi)])
     start = sum(view.shard_rows[:shard])
     assert np.array_equal(rows, expected_rows(dataset, seq_len)[start + lo : start + hi])
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_rows_that_are_read_into_an_array_are_those_of_the_blocks_and_nothing_else_is_written(
+    dataset: TextDataset, data: st.DataObject
+) -> None:
+    seq_len = data.draw(st.sampled_from(LENGTHS))
+    view = view_of(dataset.manifest, seq_len)
+    shard = data.draw(st.sampled_from([shard for shard, rows in enumerate(view.shard_rows) if rows]))
+    lo = data.draw(st.integers(0, view.shard_rows[shard] - 1))
+    hi = data.draw(st.integers(lo + 1, view.shard_rows[shard]))
+    pool = np.full((hi - lo + 5, seq_len), 999, dtype=np.uint16)
+    reader = ShardReader(dataset.folder, dataset.manifest, reuse_memory=True)
+    view.read_into({"tokens": pool}, 2, reader, shard, lo, hi)
+    start = sum(view.shard_rows[:shard])
+    assert np.array_equal(pool[2 : 2 + hi - lo], expected_rows(dataset, seq_len)[start + lo : start + hi])
+    assert (pool[:2] == 999).all()
+    assert (pool[2 + hi - lo :] == 999).all()
+
+
+def test_whole_blocks_are_read_to_where_they_are_wanted(dataset: TextDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[int] = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: placed.append(len(args[1])) or preadv(*args))
+    view = view_of(dataset.manifest, 100)
+    pool = np.zeros((10, 100), dtype=np.uint16)
+    view.read_into({"tokens": pool}, 0, ShardReader(dataset.folder, dataset.manifest), 0, 0, 10)
+    # A header, a content and a padding of each of 15 whole blocks; the last, of 40 tokens, is whole too.
+    assert placed == [3 * 16]
+    assert np.array_equal(pool.reshape(-1), dataset.columns["tokens"][:1000])
+
+
+@pytest.mark.parametrize("at", [0, 124, 265, 512, 512 + 127], ids=["name", "size", "checksum", "first", "last"])
+@pytest.mark.parametrize("block", [1, 5, 15])
+def test_damage_of_what_was_read_to_its_place_is_told_as_everywhere(tmp_path: Path, block: int, at: int) -> None:
+    victim = write_tokens(tmp_path, [1000], block_tokens=64)
+    flip_bit(victim.tar(0), victim.offsets(0)[block] + (at if block < 15 else min(at, 512 + 79)))
+    view = view_of(victim.manifest, 100)
+    with pytest.raises(DataError) as told:
+        list(view.blocks(ShardReader(victim.folder, victim.manifest), 0, 0, 10))
+    pool = {"tokens": np.zeros((10, 100), dtype=np.uint16)}
+    with pytest.raises(DataError) as placed:
+        view.read_into(pool, 0, ShardReader(victim.folder, victim.manifest), 0, 0, 10)
+    assert str(placed.value) == str(told.value)
+    assert f"s-000000.tar, block {block})" in str(placed.value)
 
 
 @pytest.mark.parametrize("seq_len", LENGTHS)
