@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -140,11 +140,14 @@ class Manifest:
     @classmethod
     def load(cls, location: str | Path) -> Manifest:
         path = join(location, MANIFEST_NAME)
-        body = _read_body(path)
+        content = _read(path)
         try:
-            manifest = _ADAPTER.validate_json(json.dumps(body), strict=True)
+            # One pass over megabytes of shards, in Rust; what is wrong with a file is found out afterwards.
+            body = _FILE_ADAPTER.validate_json(content, strict=True)
         except ValidationError as error:
+            _refuse_other_files(path, content)
             raise _not_valid(path, error) from None
+        manifest = cls(**{each.name: getattr(body, each.name) for each in fields(cls)})
         manifest._check(path)
         return manifest
 
@@ -250,26 +253,40 @@ class Manifest:
             yield f"columns: the lengths of '{column.name}' are '{column.lengths}', which is no column of integers"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ManifestFile(Manifest):
+    """What stands in manifest.json."""
+
+    format: Literal["dist_lm-blocks"]
+    version: Literal[1]
+
+
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+_FILE_ADAPTER: TypeAdapter[_ManifestFile] = TypeAdapter(_ManifestFile)
+_AGAIN = "Prepare the data set again, or give the folder that `dist-lm data prepare` has written."
 
 
-def _read_body(path: str) -> dict[str, Any]:
-    """The manifest as JSON, without `format` and `version`, which are checked here."""
-    again = "Prepare the data set again, or give the folder that `dist-lm data prepare` has written."
+def _read(path: str) -> bytes:
     try:
-        content = json.loads(read_bytes(path))
+        return read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         why = "The folder does not exist."
         if is_remote(path) or local_path(path).parent.is_dir():
             why = "The folder has no manifest: its preparation was not finished, or it is no data set."
-        raise DataError("this is not a data set", where=redact(path), why=why, do=again) from None
+        raise DataError("this is not a data set", where=redact(path), why=why, do=_AGAIN) from None
     except OSError as error:
         raise EnvironmentFault("cannot read a manifest", where=redact(path), why=str(error)) from error
+
+
+def _refuse_other_files(path: str, written: bytes) -> None:
+    """DataError where this is no JSON, or of another format or version."""
+    try:
+        content = json.loads(written)
     except ValueError as error:
-        raise DataError("a manifest is not JSON", where=redact(path), why=str(error), do=again) from None
+        raise DataError("a manifest is not JSON", where=redact(path), why=str(error), do=_AGAIN) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         why = f"Expected format '{FORMAT}'."
-        raise DataError("a manifest has an unknown format", where=redact(path), why=why, do=again)
+        raise DataError("a manifest has an unknown format", where=redact(path), why=why, do=_AGAIN)
     version = content.get("version")
     if version != FORMAT_VERSION:
         raise DataError(
@@ -278,7 +295,6 @@ def _read_body(path: str) -> dict[str, Any]:
             why=f"This dist_lm reads version {FORMAT_VERSION}.",
             do="Use the dist_lm that has written it, or prepare the data set again.",
         )
-    return {key: value for key, value in content.items() if key not in ("format", "version")}
 
 
 def _not_valid(path: str, error: ValidationError) -> DataError:
