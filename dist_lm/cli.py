@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dist_lm import cli_cluster, cli_model, cli_plan
+from dist_lm import cli_cluster, cli_model, cli_plan, cli_setup
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
@@ -37,6 +37,7 @@ app.add_typer(ops_app, name="ops")
 app.add_typer(cli_model.app)
 cli_cluster.add_verbs(app)
 app.command()(cli_plan.plan)
+cli_setup.add_verbs(app)
 add_verbs(app)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]
