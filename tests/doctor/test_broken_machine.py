@@ -24,11 +24,11 @@ def worst(findings: object) -> list[Finding]:
     return [finding for finding in findings if finding.level != "ok"]  # type: ignore[attr-defined]
 
 
-def under(shell: str, check: str) -> str:
-    """Findings of a check of `machine` in a process that a shell line prepared."""
-    program = f"from dist_lm.doctor import machine\nfor finding in machine.{check}: print(finding.line())"
+def findings_after(shell: str, check: str) -> str:
+    """What a check prints in a process that a shell line prepared."""
+    imports = "from pathlib import Path\nfrom dist_lm.doctor import machine, storage\n"
     done = subprocess.run(
-        ["sh", "-c", f'{shell} && exec "$0" -c "$1"', sys.executable, program],
+        ["sh", "-c", f'{shell} "$0" -c "$1"', sys.executable, f"{imports}for f in {check}: print(f.line())"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -36,6 +36,12 @@ def under(shell: str, check: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def mounted(folder: Path, size: str) -> str:
+    """Begins a shell line that goes on in a mount namespace where the folder is a small file system."""
+    inner = f'mount -t tmpfs -o size={size} none {folder} && exec "$@"'
+    return f"exec unshare --user --map-root-user --mount sh -c '{inner}' sh"
 
 
 @pytest.fixture
@@ -83,11 +89,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_small_shared_memory_is_told_with_the_options_of_docker_and_kubernetes(tmp_path: Path) -> None:
-    words = under(
-        f'unshare --user --map-root-user --mount sh -c \'mount -t tmpfs -o size=64m none {tmp_path} && exec "$0" "$@"\''
-        ' "$0" -c "$1"; exit; true',
-        f"check_shared_memory(__import__('pathlib').Path('{tmp_path}'))",
-    )
+    words = findings_after(mounted(tmp_path, "64m"), f"machine.check_shared_memory(Path('{tmp_path}'))")
     assert words.startswith("warn  shared memory")
     assert "64 of 64 MiB free" in words
     assert "--shm-size" in words
@@ -101,7 +103,7 @@ def test_no_shared_memory_at_all_fails(tmp_path: Path) -> None:
 
 
 def test_low_limits_are_told() -> None:
-    words = under("ulimit -n 256 && ulimit -f 1000", "check_limits()")
+    words = findings_after("ulimit -n 256 && ulimit -f 1000 && exec", "machine.check_limits()")
     assert "warn  limits: a process may open 256 files\n      -> ulimit -n 65536" in words
     assert "fail  limits: a file may not be larger than 0.5 MiB\n      -> ulimit -f unlimited" in words
 
@@ -173,7 +175,7 @@ def test_the_ops_of_a_configuration_follow_from_where_it_offloads_to() -> None:
 
 
 def test_a_folder_that_may_not_be_written_fails_and_a_good_one_stays_as_it_was(tmp_path: Path) -> None:
-    assert [finding.level for finding in storage.check_folder(tmp_path / "new" / "run", "run folder")][0] == "ok"
+    assert next(storage.check_folder(tmp_path / "new" / "run", "run folder")).level == "ok"
     assert list(tmp_path.iterdir()) == []
     (finding,) = storage.check_folder("/proc/run", "run folder")
     assert finding.level == "fail"
@@ -184,18 +186,10 @@ def test_a_folder_that_may_not_be_written_fails_and_a_good_one_stays_as_it_was(t
 
 
 def test_a_full_disk_fails_with_the_free_space(tmp_path: Path) -> None:
-    program = "from dist_lm.doctor import storage\nfor f in storage.check_folder(__import__('sys').argv[1], 'disk'): print(f.line())"
-    mount = 'mount -t tmpfs -o size=32k none "$1" && exec "$2" -c "$3" "$1"'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", tmp_path, sys.executable, program],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith(f"fail  disk: cannot write {tmp_path}")
-    assert "No space left" in done.stdout
-    assert "Free space" in done.stdout
+    words = findings_after(mounted(tmp_path, "32k"), f"storage.check_folder('{tmp_path}', 'disk')")
+    assert words.startswith(f"fail  disk: cannot write {tmp_path}")
+    assert "No space left" in words
+    assert "Free space" in words
 
 
 def test_a_web_server_is_no_place_for_a_run() -> None:
