@@ -1,4 +1,4 @@
-"""The verbs before a run: doctor.
+"""The verbs before a run: doctor, recipes, init.
 
 Enters: a command line.  Leaves: an exit code.  Promises: heavy libraries are imported inside the verbs.
 """
@@ -20,6 +20,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 def add_verbs(app: typer.Typer) -> None:
     """Add these verbs to `dist-lm`."""
     app.command()(doctor)
+    app.command()(recipes)
+    app.command()(init)
 
 
 def doctor(
@@ -55,3 +57,51 @@ def doctor(
         warned = sum(finding.level == "warn" for finding in findings)
         print(f"{len(findings)} findings, {warned} warnings, {len(failed)} failures")
     raise typer.Exit(failed[0].exit_code if failed else EXIT_DONE)
+
+
+def recipes(
+    copy: Annotated[Path | None, typer.Option("--copy", help="Copy them, ds_configs/ and cluster/ there.")] = None,
+) -> None:
+    """The recipes that came with dist_lm; `-c recipe:NAME` takes one, wherever you are.
+
+    dist-lm recipes
+
+    dist-lm train -c recipe:bert-mini-docs --cpu 2
+
+    dist-lm recipes --copy my-project
+    """
+    from dist_lm.recipes.shipped import copy_files, first_line, recipe_names
+
+    if copy is not None:
+        print(f"{copy}: {len(copy_files(copy))} files in launch/recipes, ds_configs and cluster")
+        return
+    for name in recipe_names():
+        print(f"recipe:{name:<18} {first_line(name)}")
+
+
+def init(
+    out: Annotated[Path, typer.Argument(help="New YAML file.")],
+    task: Annotated[str, typer.Option(prompt="Task (mlm, causal_lm, classification, ...)", help="task.name")],
+    data: Annotated[str, typer.Option(prompt="Folder of the prepared data", help="With train/ and heldout/.")],
+    tokenizer: Annotated[str, typer.Option(prompt="Tokenizer folder", help="That of the data.")],
+    run_dir: Annotated[str, typer.Option(prompt="Run folder", help="Checkpoints, metrics, logs.")],
+    steps: Annotated[int, typer.Option(prompt="Steps", help="Optimizer updates.")],
+    start_from: Annotated[str, typer.Option("--from", help="Hugging Face folder or run to start from.")] = "",
+) -> None:
+    """Write a recipe of your own; what no flag says is asked.
+
+    dist-lm init my.yaml
+
+    dist-lm init my.yaml --task classification --data data --tokenizer bert --run-dir runs/x --steps 500 --from bert
+    """
+    from dist_lm import disk
+    from dist_lm.errors import ConfigError
+    from dist_lm.recipes.new import Answers, new_recipe
+
+    if out.exists():
+        raise ConfigError(f"{out} is there already", do="Name a new file.")
+    text = new_recipe(Answers(task, data, tokenizer, run_dir, steps, start_from))
+    with disk.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    disk.write_bytes(out, text.encode())
+    print(f"{out}; next: dist-lm doctor -c {out}")

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
         *("errors", "disk", "faults", "duration", "yaml_tree", "json_tree"),
         *("config", "config_data", "config_run", "config_ray", "config_section", "config_model"),
         *("config_pretraining", "config_fine_tuning"),
-        *("config_keys", "config_mistakes", "config_files"),
+        *("config_keys", "config_mistakes", "config_files", "recipes"),
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
