@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
         *("train", "assemble", "resume", "memory", "batches", "evaluate", "worker", "cluster", "demo", "status"),
         *("trained", "predictors", "predict", "judge", "export", "model_card"),
     },
-    {"plan", "doctor"},
+    {"plan", "doctor", "report"},
     {"cli_data", "cli_model", "cli_runs", "cli_cluster", "cli_plan", "cli_setup"},
     {"cli"},
     {"__main__"},
