@@ -22,13 +22,22 @@ from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
 
 app = typer.Typer(
     name="dist-lm",
-    help="From raw text and machines to a Hugging Face language model.",
+    help="From raw text and machines to a Hugging Face language model.\n\n"
+    "dist-lm demo --out demo\n\n"
+    "dist-lm train -c recipe:bert-mini-docs --cpu 2\n\n"
+    "dist-lm export runs/mine --out model",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Show, check and describe configurations.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="Show, check and describe configurations.\n\n"
+    "dist-lm config check -c my.yaml --ranks 8\n\n"
+    "dist-lm config show -c my.yaml optim.lr=1e-4\n\n"
+    "dist-lm config schema > schema.json",
+    no_args_is_help=True,
+)
 ops_app = typer.Typer(help="DeepSpeed's compiled ops.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

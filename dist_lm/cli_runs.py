@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from dist_lm.checkpoint.store import Store
     from dist_lm.run_dir import RunDir
 
-checkpoints_app = typer.Typer(help="List, verify, prune and copy checkpoints.", no_args_is_help=True)
+checkpoints_app = typer.Typer(
+    help="List, verify, prune and copy checkpoints.\n\n"
+    "dist-lm checkpoints list runs/demo\n\n"
+    "dist-lm checkpoints verify runs/demo\n\n"
+    "dist-lm checkpoints copy runs/demo@1000 s3://bucket/backup",
+    no_args_is_help=True,
+)
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
