@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
+from dist_lm.cli import app
 from dist_lm.config import RunConfig
 from dist_lm.config_files import load_config
 from dist_lm.config_keys import ALIASES, ELSEWHERE, flatten
@@ -46,3 +49,27 @@ def test_the_tests_and_files_that_a_page_names_exist(page: Path) -> None:
     for link in _LINK.findall(text):
         if "://" not in link:
             assert (page.parent / link).exists(), link
+
+
+def test_workflows_run_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "check.yml").read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == ["make check", "make test"]
+    assert {command.removeprefix("make ") for command in commands} <= targets
+
+
+def test_the_verbs_and_options_that_a_page_names_exist() -> None:
+    top = typer.main.get_command(app)
+    checked = 0
+    for page in PAGES:
+        for words in re.findall(r"`dist-lm ([^`\n]+)`", page.read_text()):
+            command, rest = top, words.split()
+            while rest and rest[0] in getattr(command, "commands", {}):
+                command = command.commands[rest.pop(0)]  # type: ignore[attr-defined]
+            options = {option for parameter in command.params for option in parameter.opts}
+            assert command is not top or rest[0].startswith("--"), words
+            named = [word.split("=")[0] for word in rest if word.startswith("-")]
+            assert set(named) <= options | {"--help"}, f"{page.name}: {words}"
+            checked += 1
+    assert checked > 20
