@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test soak check errors bench clean
+.PHONY: setup demo test soak browser check errors bench clean
 
 setup: $(VENV)/ready
 
@@ -24,6 +24,11 @@ test: setup
 MINUTES ?= 20
 soak: setup
 	DIST_LM_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak
+
+# The HTML pages in a headless Chromium.
+browser: setup
+	@command -v chromedriver >/dev/null || { echo "make browser needs Chromium and chromedriver: apt-get install chromium chromium-driver"; exit 2; }
+	$(BIN)/python -m pytest -m browser
 
 check: setup
 	$(BIN)/ruff check .

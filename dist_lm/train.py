@@ -302,6 +302,7 @@ class _Loop:
             prefix = f"{set_name}_" if set_name else ""
             figures |= {prefix + name: value for name, value in values.items()}
         self.heldout_metrics = figures
+        self.window.add_seconds(evaluation_seconds=time.monotonic() - began_at)
         if self.metrics:
             self.metrics.write("eval", step, figures)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640.0, 240.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 12.0, 10.0, 24.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 12.0, 10.0, 28.0
 MOST_POINTS = 600
 """Points of a curve; more cannot be told apart on a screen."""
-COLOURS = 6
+COLOURS = 7
 """Runs that have a colour of their own (page.py's style sheet)."""
 _TICKS = 4
 

@@ -15,24 +15,30 @@ from dist_lm.report.curves import COLOURS, Curve, plot
 from dist_lm.report.run_facts import RunFacts
 
 _STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 1rem auto; padding: 0 1rem }
+:root { color-scheme: light dark; --lightness: 30% }
+@media (prefers-color-scheme: dark) { :root { --lightness: 62% } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 1rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
 h2 { border-top: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding-top: .8rem }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem }
-figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; height: auto }
-svg text { font-size: 11px; fill: currentColor } polyline { fill: none; stroke-width: 1.6 }
+figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; height: auto; overflow: visible }
+svg text { font-size: 12px; fill: currentColor } @media (max-width: 36rem) { svg text { font-size: 18px } }
+polyline { fill: none; stroke-width: 1.6 }
 .grid { stroke: currentColor; opacity: .15 } .mark { stroke-width: 1.5; stroke-dasharray: 2 3 }
 .dashed { stroke-dasharray: 6 3 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: break-word }
 th button { all: unset; cursor: pointer; font-weight: 600; text-decoration: underline dotted }
+th button:focus-visible { outline: 2px solid currentColor }
+th[aria-sort=ascending] button::after { content: " \\2191" }
+th[aria-sort=descending] button::after { content: " \\2193" }
 tr + tr td { border-top: 1px solid color-mix(in srgb, currentColor 15%, transparent) }
+svg [class*=c] { stroke: var(--hue) } circle { fill: var(--hue) } i { background: var(--hue) } b { color: var(--hue) }
 .bar { height: 1.2rem; display: flex } .bar i { display: block } small { opacity: .75 }
 """
-_HUES = (210, 20, 140, 280, 50, 330)
+_HUES = (210, 20, 140, 280, 50, 330, 180)
 _COLOURS = "\n".join(
-    f".c{number} {{ stroke: hsl({hue} 70% 50%) }} circle.c{number}, i.c{number} {{ fill: hsl({hue} 70% 50%); "
-    f"background: hsl({hue} 70% 50%) }} .k{number} {{ color: hsl({hue} 70% 50%) }}"
+    f".c{number}, .k{number} {{ --hue: hsl({hue} 70% var(--lightness)) }}"
     for number, hue in zip(range(COLOURS), _HUES, strict=True)
 )
 _SCRIPT = """
@@ -41,10 +47,12 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   const down = head.getAttribute("aria-sort") === "ascending";
   for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const key = row => row.cells[column].textContent.replaceAll(",", "");
+  const text = row => row.cells[column].textContent;
+  const number = row => text(row) ? Number(text(row).replace(/[,%]/g, "")) : NaN;
   const order = (a, b) => {
-    const numbers = [parseFloat(key(a)), parseFloat(key(b))];
-    return numbers.some(Number.isNaN) ? key(a).localeCompare(key(b)) : numbers[0] - numbers[1];
+    const words = [a, b].map(row => Number.isNaN(number(row)));
+    if (words[0] && words[1]) return text(a).localeCompare(text(b));
+    return words[0] - words[1] || number(a) - number(b);
   };
   body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
 });
@@ -130,6 +138,10 @@ def _quality_names(runs: Sequence[RunFacts]) -> list[tuple[str, str, str]]:
         name for run in runs for name in run.names("train") if name == "loss" or name.endswith(("_loss", "_accuracy"))
     )
     heldout = dict.fromkeys(name for run in runs for name in run.names("eval") if name not in trained)
+    losses = [name for name in trained if name.endswith("_loss")]
+    if len(losses) == 1:
+        # The only objective: its loss is `loss`.
+        del trained[losses[0]]
     return [("both", name, name) for name in trained] + [("eval", name, name) for name in heldout]
 
 

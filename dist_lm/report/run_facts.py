@@ -25,9 +25,11 @@ SECONDS = {
     "forward_seconds": "forward",
     "backward_seconds": "backward",
     "optimizer_seconds": "optimizer",
+    "evaluation_seconds": "evaluation",
     "checkpoint_seconds": "checkpoints",
 }
-"""Shares of a step, per step and rank; what is left of step_seconds is the rest."""
+"""Parts of a step, per step and rank; what is left of step_seconds is the rest.  A record has the last
+two only where something was evaluated or saved since the record before it."""
 _NO_FAULTS = ("done", "stopped", "running")
 
 
@@ -55,16 +57,16 @@ class RunFacts:
         found = dict.fromkeys(name for record in records for name in record if _finite(record[name]))
         return [name for name in found if name not in ("step", "time")]
 
-    def mean(self, name: str) -> float | None:
-        values = [value for _, value in self.points("train", name)]
-        return sum(values) / len(values) if values else None
+    def total(self, name: str) -> float:
+        """Of all records; one that lacks the figure counts as zero."""
+        return sum(value for _, value in self.points("train", name))
 
     def where_time_went(self) -> dict[str, float]:
         """Share of the time of a step, by what it was used for."""
-        step_s = self.mean("step_seconds") or 0.0
-        parts = {words: self.mean(name) or 0.0 for name, words in SECONDS.items()}
+        step_s = self.total("step_seconds")
         if not step_s:
             return {}
+        parts = {words: self.total(name) for name, words in SECONDS.items()}
         shares = {words: seconds / step_s for words, seconds in parts.items() if seconds}
         return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
 
@@ -79,11 +81,11 @@ def read_run(run_dir: RunDir) -> RunFacts:
         for facts in status.attempts
         if facts.get("reason", "running") not in _NO_FAULTS
     ]
-    marks += [
-        (float(event["step"]), f"{event['event'].replace('_', ' ')} at step {event['step']}")
-        for event in events
-        if event.get("event") in ("step_skipped", "rollback")
-    ]
+    for event in events:
+        if event.get("event") == "step_skipped":
+            marks.append((float(event["step"]), f"step {event['step']} skipped"))
+        elif event.get("event") == "rolled_back":
+            marks.append((float(event["bad_step"]), f"rolled back from step {event['bad_step']} to {event['step']}"))
     return RunFacts(
         str(run_dir.path),
         status,

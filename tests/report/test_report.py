@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from dist_lm.cli import app
@@ -16,8 +15,7 @@ from dist_lm.errors import ConfigError
 from dist_lm.report.curves import HEIGHT, MOST_POINTS, WIDTH, Curve, plot
 from dist_lm.report.page import page
 from dist_lm.report.run_facts import RunFacts, read_run
-from dist_lm.run_dir import RunDir
-from tests.recipe_text import RECIPE
+from tests.report_run import write_run
 
 pytestmark = pytest.mark.fast
 _VOID = {"meta", "line"}
@@ -52,33 +50,6 @@ class Elements(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.found if name == tag]
-
-
-def write_run(folder: Path, *, lr: float = 1e-4, what: str = "a rank was killed") -> RunDir:
-    """The files of a run that was killed at step 60 and went on from step 50."""
-    run_dir = RunDir(folder)
-    run_dir.begin()
-    run_dir.identity.write_text(json.dumps({"run.steps": 100}))
-    values = yaml.safe_load(RECIPE)
-    values["optim"]["lr"] = lr
-    run_dir.config.write_text(yaml.safe_dump(values))
-    first = run_dir.open_attempt({"from_step": 0, "world_size": 2, "launcher": "local"})
-    run_dir.close_attempt(first, reason="crash", step=60, useful_s=6.0, what=what)
-    second = run_dir.open_attempt({"from_step": 50, "world_size": 2, "launcher": "local"})
-    run_dir.close_attempt(second, reason="done", step=100, useful_s=5.0)
-    records = [
-        {
-            **{"kind": "train", "step": step, "time": 0.0, "loss": 8.0 - step / 20, "grad_norm": 1.0},
-            **{"learning_rate": lr, "tokens_per_second": 1e4, "epoch_wiki": step / 50, "step_seconds": 0.1},
-            **{"data_seconds": 0.01, "forward_seconds": 0.03, "backward_seconds": 0.05},
-        }
-        for step in range(10, 101, 10)
-    ]
-    records[3]["loss"] = float("nan")
-    records.append({"kind": "eval", "step": 100, "time": 0.0, "loss": 3.5, "f1": 0.75})
-    records.append({"kind": "event", "step": 100, "time": 0.0, "event": "saved"})
-    run_dir.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return run_dir
 
 
 @pytest.fixture
@@ -119,7 +90,7 @@ def test_nothing_that_a_run_wrote_is_read_as_html(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_marked_at_its_step_and_a_figure_that_is_not_finite_is_left_out(run: RunFacts) -> None:
-    assert run.marks == [(60.0, "attempt 1: crash at step 60")]
+    assert run.marks == [(60.0, "attempt 1: crash at step 60"), (90.0, "rolled back from step 90 to 80")]
     assert [step for step, _ in run.points("train", "loss")] == [10, 20, 30, 50, 60, 70, 80, 90, 100]
     assert "attempt 1: crash at step 60" in page([run])
     assert run.status.lost_steps == 10
@@ -129,7 +100,18 @@ def test_the_shares_of_a_step_add_up_to_one(run: RunFacts) -> None:
     shares = run.where_time_went()
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["waiting for data"] == pytest.approx(0.1)
-    assert shares["other"] == pytest.approx(0.1)
+    assert shares["evaluation"] == pytest.approx(0.02), "0.02 of 10 x 0.1 seconds"
+    assert shares["other"] == pytest.approx(0.08)
+
+
+def test_the_loss_of_the_only_objective_is_drawn_once(run: RunFacts) -> None:
+    assert {"loss", "lm_loss"} <= set(run.names("train"))
+    text = page([run])
+    assert "<figcaption>loss</figcaption>" in text
+    assert "<figcaption>lm_loss</figcaption>" not in text
+    both = [{**record, "nsp_loss": 1.0} for record in run.train]
+    text = page([replace(run, train=both)])
+    assert all(f"<figcaption>{name}</figcaption>" in text for name in ("loss", "lm_loss", "nsp_loss"))
 
 
 def test_runs_are_compared_by_what_differs(tmp_path: Path, run: RunFacts) -> None:
