@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dist_lm.errors import EXIT_CRASH
 from dist_lm.faults import VARIABLE
 from dist_lm.run_dir import RunDir
+from dist_lm.status import status_of
 from tests.data.s3_server import BUCKET, S3Fault, s3_serving
 from tests.rank_scenarios import attempt_scenarios, launch_here, losses, scenario
 
@@ -67,12 +68,15 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
             found["killed"] = launch_here(recipe, root / "killed", meanwhile=lambda: None)
         found["restarted"] = launch_here(recipe, root / "killed", meanwhile=lambda: None)
         found["gets"] = {file: server.gets[file] for file in [*FILES, "manifest.json"]}
+        # This verifies the newest one, by all that the store holds.
+        found["reasons"] = [facts["reason"] for facts in status_of(RunDir(root / "killed")).attempts]
     return root, found
 
 
 def test_after_sigkill_no_fragment_is_fetched_and_the_losses_are_the_same(runs: Any) -> None:
     root, found = runs
-    assert (found["killed"], found["restarted"]) == (-signal.SIGKILL, 0)
+    assert (found["killed"], found["restarted"]) == (EXIT_CRASH, 0)
+    assert found["reasons"] == ["died", "done"]
     assert RunDir(root / "killed").attempt_facts(2)["from_step"] == 3
     assert found["gets"].pop("manifest.json") > 0, "the store is the truth"
     assert found["gets"] == dict.fromkeys(FILES, 0)
