@@ -33,7 +33,6 @@ READERS = Path(__file__).with_name("data_readers.py")
 FILES = 8
 MOSAIC = ("mosaic_iter", "mosaic_index")
 LENGTHS = (512, 2048)
-BLOCK_TOKENS = 65536
 
 
 def write_formats(folder: Path, num_tokens: int, mosaic_python: str) -> float:
@@ -41,8 +40,10 @@ def write_formats(folder: Path, num_tokens: int, mosaic_python: str) -> float:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from dist_lm.data.kinds.tokens import Tokens
     from dist_lm.data.shards import Column, Manifest, write_shard
 
+    block_tokens = Tokens.block_rows
     tokens = np.random.default_rng(0).integers(0, 50000, num_tokens, dtype=np.uint16)
     np.save(folder / "tokens.npy", tokens)
     for name in (SHARDS, PARQUET, RAW):
@@ -50,14 +51,14 @@ def write_formats(folder: Path, num_tokens: int, mosaic_python: str) -> float:
     spec = (Column("tokens", "uint16"),)
     entries = []
     for number, part in enumerate(np.split(tokens, FILES)):
-        entries.append(write_shard(folder / SHARDS, number, {"tokens": part}, spec=spec, block_rows=BLOCK_TOKENS))
+        entries.append(write_shard(folder / SHARDS, number, {"tokens": part}, spec=spec, block_rows=block_tokens))
         (folder / RAW / f"{number}.tokens").write_bytes(part.tobytes())
         for length in LENGTHS:
             rows = pa.FixedSizeListArray.from_arrays(pa.array(part[: len(part) // length * length]), length)
             path = folder / PARQUET / f"{length}-{number}.parquet"
             pq.write_table(pa.table({"tokens": rows}), path, compression="none")
     identity = hashlib.sha256(b"random tokens").hexdigest()
-    Manifest("tokens", spec, BLOCK_TOKENS, 1, 50000, identity, num_tokens, num_tokens, tuple(entries)).save(
+    Manifest("tokens", spec, block_tokens, 1, 50000, identity, num_tokens, num_tokens, tuple(entries)).save(
         folder / SHARDS
     )
     for length in LENGTHS if mosaic_python else ():
@@ -147,13 +148,14 @@ def growth() -> list[dict[str, float]]:
     The manifests are simulated: they tell of shards that are not there.
     """
     from dist_lm.config import SourceSpec
+    from dist_lm.data.kinds.tokens import Tokens
     from dist_lm.data.manifest import Column, Manifest, ShardEntry, shard_name
     from dist_lm.data.training_set import TrainingSet
 
     grown = []
     for samples, shards in ((10**5, 10), (10**6, 100), (10**7, 1000), (10**7, 10_000)):
         rows = samples // shards * LENGTHS[0]
-        blocks = -(-rows // BLOCK_TOKENS)
+        blocks = -(-rows // Tokens.block_rows)
         hash_ = hashlib.sha256(b"").hexdigest()
         entries = tuple(
             ShardEntry(shard_name(at), rows, blocks, 2 * rows + 1024 * blocks, hash_, hash_, hash_[:16])
@@ -162,7 +164,7 @@ def growth() -> list[dict[str, float]]:
         spec = (Column("tokens", "uint16"),)
         total = rows * shards
         with tempfile.TemporaryDirectory() as folder:
-            manifest = Manifest("tokens", spec, BLOCK_TOKENS, 1, 50000, hash_, total, total, entries)
+            manifest = Manifest("tokens", spec, Tokens.block_rows, 1, 50000, hash_, total, total, entries)
             manifest.save(Path(folder))
             del manifest
             source = SourceSpec(path=folder)

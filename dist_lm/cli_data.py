@@ -214,6 +214,24 @@ def data_inspect(
     print(inspect_dataset(folder, tokenizer, show=show))
 
 
+@data_app.command("mixture")
+def data_mixture(
+    config: Annotated[Path, typer.Option("-c", "--config", help="YAML file of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted.")] = None,
+) -> None:
+    """Sources of a run: their shares of the tokens and their epochs; starts nothing.
+
+    dist-lm data mixture -c my.yaml run.steps=20000
+    """
+    from dist_lm.assemble import open_training_set
+    from dist_lm.config_files import load_config
+    from dist_lm.data.mixture_report import mixture_report
+
+    loaded = load_config(config, overrides or []).config
+    data = open_training_set(loaded)
+    print(mixture_report(data, steps=loaded.run.steps, global_rows=loaded.batch.global_rows))
+
+
 @data_app.command("verify")
 def data_verify(
     folder: Annotated[str, typer.Argument(help="Prepared data set: a folder or a URL.")],

@@ -90,9 +90,14 @@ class RunDir:
         """There while a rank tells the others that it was asked to stop."""
         return self.path / "stop-peers"
 
+    @property
+    def regroup_file(self) -> Path:
+        """There while a group of workers is asked to make way for a larger one."""
+        return self.path / "regroup"
+
     def forget_stops(self) -> None:
-        """Nobody asks the run to stop any more."""
-        for path in (self.stop_file, self.peer_stop_file):
+        """Nobody asks this group to stop any more."""
+        for path in (self.stop_file, self.peer_stop_file, self.regroup_file):
             path.unlink(missing_ok=True)
 
     def checkpoint_location(self) -> str:

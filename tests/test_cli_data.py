@@ -127,3 +127,37 @@ def test_a_corpus_becomes_a_classification_task(tmp_path: Path) -> None:
     words = ("--packages", 2, "--per-package", 3, "--out", tmp_path / "task.jsonl")
     assert "a 3, b 3" in dist_lm("data", "corpus", "packages", tmp_path / "corpus.jsonl", *words)
     assert len((tmp_path / "task.jsonl").read_text().splitlines()) == 6
+
+
+def test_the_mixture_of_a_run_is_told_with_shares_and_epochs(folder: Path) -> None:
+    for name, seq_len in (("long", 64), ("short", 32)):
+        prepare(folder, name, "--kind", "tokens", "--seq-len", seq_len)
+    rows = Manifest.load(folder / "long" / "train").num_rows // 16
+    config = folder / "mixed.yaml"
+    config.write_text(f"""\
+task: {{name: causal_lm}}
+model: {{from: gpt2}}
+data:
+  train:
+    - {{path: {folder}/long/train, weight: 3}}
+    - {{path: {folder}/short/train, weight: 1}}
+  stages: [{{from_step: 2, weights: {{long: 1}}}}]
+  tokenizer: {folder}/tok
+  seq_len: 16
+  lanes: 4
+batch: {{global: 4096, micro: 8}}
+optim: {{lr: 1e-4}}
+run: {{dir: runs/x, steps: 2}}
+""")
+    # A step is one block of each lane, so the shares are exact: 3 of 4 in the first step, 1 of 2 in the second.
+    assert dist_lm("data", "mixture", "-c", config).splitlines() == [
+        f"2 steps of 4096 rows: {2 * 4096 * 16} tokens",
+        f"long: {rows} rows, {rows * 16} tokens; 62.5% of what is read, {5120 / rows:.2f} epochs  "
+        f"({folder}/long/train)",
+        f"short: {rows} rows, {rows * 16} tokens; 37.5% of what is read, {3072 / rows:.2f} epochs  "
+        f"({folder}/short/train)",
+        "from step 1: long 75.0%, short 25.0% of the tokens",
+        "from step 2: long 50.0%, short 50.0% of the tokens",
+    ]
+    alone = dist_lm("data", "mixture", "-c", config, f"data.train={folder}/long/train", "data.stages=[]")
+    assert f"100.0% of what is read, {8192 / rows:.2f} epochs" in alone

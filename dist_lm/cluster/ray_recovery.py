@@ -28,14 +28,15 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from dist_lm.cluster import ray_cluster
-from dist_lm.cluster.ray_worker import NodeGoes
+from dist_lm.cluster.ray_worker import GroupChanges
 from dist_lm.disk import write_bytes, write_json
 from dist_lm.errors import EnvironmentFault
+from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
         self._give_back_what_a_killed_driver_holds(context.run_id)
         count_staying_nodes()
+        let_workers_save_before_growth(RunDir(self._run_dir).regroup_file)
         look_at_nodes_now()
 
     def _give_back_what_a_killed_driver_holds(self, run_id: str) -> None:
@@ -88,9 +90,9 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._looked_at = time.monotonic()
 
     def _charge(self, error: TrainingFailedError) -> None:
-        """Count a restart, unless a node was taken away.  Raises where none is left: Ray then gives up."""
+        """Count a restart, unless the group left by itself.  Raises where none is left: Ray then gives up."""
         failures = getattr(error, "worker_failures", {}).values()
-        if any(isinstance(failure, NodeGoes) for failure in failures) or _is_preemption_failure(error):
+        if any(isinstance(failure, GroupChanges) for failure in failures) or _is_preemption_failure(error):
             return
         if self._restarts_left == 0:
             raise RuntimeError(f"no restart is left after: {error}")
@@ -152,6 +154,25 @@ def count_staying_nodes() -> None:
         return number
 
     ElasticScalingPolicy._count_possible_workers = count
+
+
+def let_workers_save_before_growth(regroup_file: Path) -> None:
+    """Where Ray's elastic policy would end a group, ask its workers to save and leave: no step is lost.
+
+    A group that is to shrink is left alone: its workers hear of a node that goes, and feel one that has
+    gone.  For the controller's process.
+    """
+    decide_by_ray = ElasticScalingPolicy.make_decision_for_running_worker_group
+
+    def decide(policy: Any, worker_group_state: Any, worker_group_status: Any) -> Any:
+        decision = decide_by_ray(policy, worker_group_state, worker_group_status)
+        if not isinstance(decision, ResizeDecision):
+            return decision
+        if decision.num_workers > worker_group_state.num_workers:
+            regroup_file.touch()
+        return NoopDecision()
+
+    ElasticScalingPolicy.make_decision_for_running_worker_group = decide
 
 
 def _answers(node: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """One worker of Ray Train: a rank, from its environment to what Ray is told of its end.
 
 Enters: what the driver sends to each worker.  Leaves: a run folder; files with errors that end the run.
-Promises: Ray starts the group again only where that can help; when a node is taken away, the group
-saves, leaves it, and no restart is charged for that.
+Promises: Ray starts the group again only where that can help; when a node is taken away, or more come,
+the group saves and makes way for the next one, and no restart is charged for that.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NODE_GOES = "a node is taken away"
+NODES_COME = "there are more nodes"
 _NOTICE_S = 0.2
 
 
@@ -64,7 +65,7 @@ def train_on_worker(settings: dict[str, Any]) -> None:
         write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})
         # Peers that do not know of this error see the connection end, and Ray restarts the group.
         disconnect()
-    except NodeGoes:
+    except GroupChanges:
         raise
     except Exception as error:
         report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
@@ -90,41 +91,47 @@ def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
         ops.build_cpu_op()
     ranks = Ranks.connect()
     stop = StopFlag()
-    _stop_at_notice(stop)
+    _stop_at_notice(stop, RunDir(loaded.config.run.dir).regroup_file)
     try:
         outcome = train(loaded, ranks, stop=stop, launcher="ray")
     except StopRequested:
-        _leave_node(ranks, stop)
+        _leave_group(ranks, stop)
         raise
     if ranks.is_first:
         log.info("%s", summary(loaded, outcome))
 
 
-def _stop_at_notice(stop: StopFlag) -> None:
-    """Let Ray's notice raise the flag: all ranks save after the step that they are in."""
+def _stop_at_notice(stop: StopFlag, regroup_file: Path) -> None:
+    """Let Ray's notice, and the controller's wish for a larger group, raise the flag: all ranks save after
+    the step that they are in."""
     from ray.train.v2._internal.execution.context import get_train_context
 
     # Ray's public question, get_preemption_info, is a barrier of all ranks.
     notice = get_train_context().preemption_context
 
     def watch() -> None:
-        while notice.preemption_info is None:
+        while not stop.is_asked():
+            if notice.preemption_info is not None:
+                stop.request(NODE_GOES)
+            elif regroup_file.exists():
+                stop.request(NODES_COME)
             time.sleep(_NOTICE_S)
-        stop.request(NODE_GOES)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _leave_node(ranks: Ranks, stop: StopFlag) -> None:
-    """Where only a node's going stopped the ranks, raise NodeGoes, for Ray to start a group on the other
-    nodes: a return it would take for the end of the run.  Returns where a person asked to stop."""
-    if set(ranks.gather(stop.reason)) - {"", NODE_GOES, BY_PEER}:
+def _leave_group(ranks: Ranks, stop: StopFlag) -> None:
+    """Where only a change of nodes stopped the ranks, raise GroupChanges, for Ray to start the next group:
+    a return it would take for the end of the run.  Returns where a person asked to stop."""
+    reasons = set(ranks.gather(stop.reason)) - {"", BY_PEER}
+    if not reasons <= {NODE_GOES, NODES_COME}:
         return
+    told = " and ".join(sorted(reasons))
     if ranks.is_first:
-        log.info("%s: the group starts again without it", NODE_GOES)
+        log.info("%s: the next group of workers goes on", told)
     ranks.barrier()
-    raise NodeGoes(NODE_GOES) from None
+    raise GroupChanges(told) from None
 
 
-class NodeGoes(Exception):
+class GroupChanges(Exception):
     """Not the run's end, and no failure (ray_recovery.py)."""

@@ -58,8 +58,9 @@ class Mixture:
         self.names = tuple(names)
         self.seed = seed
         self.lanes = lanes
-        self._starts = np.array([stage.from_position for stage in stages], dtype=np.int64)
-        if self._starts[0] != 0 or (np.diff(self._starts) <= 0).any():
+        self.starts = np.array([stage.from_position for stage in stages], dtype=np.int64)
+        """[stages]; the position from which on a stage holds."""
+        if self.starts[0] != 0 or (np.diff(self.starts) <= 0).any():
             begin = ", ".join(str(stage.from_position) for stage in stages)
             raise ConfigError(
                 f"the stages of a mixture begin at positions {begin}", do="Let each begin after the last."
@@ -77,7 +78,7 @@ class Mixture:
         self._slots = [np.repeat(np.arange(len(names)), counts) for counts in self.block_counts]
         # The first position of a stage in each lane, and what each lane has read of each source before.
         lane = np.arange(lanes)
-        self._lane_starts = np.maximum(-(-(self._starts[:, None] - lane) // lanes), 0)
+        self._lane_starts = np.maximum(-(-(self.starts[:, None] - lane) // lanes), 0)
         self._before = np.zeros((len(stages), lanes, len(names)), dtype=np.int64)
         for stage in range(1, len(stages)):
             rows = self._lane_starts[stage] - self._lane_starts[stage - 1]
@@ -89,14 +90,14 @@ class Mixture:
 
     def fingerprint_parts(self, position: int) -> dict[str, Any]:
         """What decides the mixture before `position`: a later stage does not change what was read."""
-        begun = self._starts < max(position, 1)
-        stages = zip(self._starts[begun].tolist(), self.block_counts[begun].tolist(), strict=True)
+        begun = self.starts < max(position, 1)
+        stages = zip(self.starts[begun].tolist(), self.block_counts[begun].tolist(), strict=True)
         return {"mixture_version": MIXTURE_VERSION, "block_rows": BLOCK_ROWS, "stages": list(stages)}
 
     def place(self, positions: Any) -> Placed:
         positions = np.asarray(positions, dtype=np.int64)
         lane, in_lane = positions % self.lanes, positions // self.lanes
-        stage = np.searchsorted(self._starts, positions, side="right") - 1
+        stage = np.searchsorted(self.starts, positions, side="right") - 1
         block, offset = np.divmod(in_lane - self._lane_starts[stage, lane], BLOCK_ROWS)
         source, ordinal = np.empty_like(positions), np.empty_like(positions)
         missing = np.arange(len(positions))
@@ -112,7 +113,7 @@ class Mixture:
 
     def read_before(self, position: int) -> Ints:
         """[sources]; rows of each source among the positions [0, position)."""
-        stage = int(np.searchsorted(self._starts, max(position - 1, 0), side="right")) - 1
+        stage = int(np.searchsorted(self.starts, max(position - 1, 0), side="right")) - 1
         in_lane = np.maximum(-(-(position - np.arange(self.lanes)) // self.lanes), 0)
         rows = in_lane - self._lane_starts[stage]
         return np.asarray((self._before[stage] + self._read_of_stage(stage, rows)).sum(axis=0))

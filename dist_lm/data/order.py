@@ -44,6 +44,7 @@ _START = np.uint64(0x243F6A8885A308D3)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_ALL_BITS = 2**64 - 1
 _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
@@ -60,8 +61,22 @@ def mix64(x: Any) -> Hashes:
     return np.asarray(mixed.reshape(x.shape))
 
 
+def _mix_one(x: int) -> int:
+    """mix64 of a number."""
+    x = (x + int(_GOLDEN)) & _ALL_BITS
+    x = ((x ^ x >> 30) * int(_MIX_1)) & _ALL_BITS
+    x = ((x ^ x >> 27) * int(_MIX_2)) & _ALL_BITS
+    return x ^ x >> 31
+
+
 def keyed_hash(*parts: Any) -> Hashes:
     """Hash of a tuple of integers in [0, 2**64); arrays broadcast against each other."""
+    if all(isinstance(part, int) for part in parts):
+        # Ten times as fast as NumPy with single numbers.
+        number = int(_START)
+        for part in parts:
+            number = _mix_one(number ^ _mix_one(part))
+        return np.asarray(number, dtype=np.uint64)
     state: Any = _START
     for part in parts:
         state = mix64(state ^ mix64(part))

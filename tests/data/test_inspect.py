@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from http_server import serving
 
 from dist_lm.cli import main
 from dist_lm.data.inspect import decoded_rows, inspect_dataset
@@ -58,6 +59,16 @@ def test_documents_of_pairs_are_counted(folder: Path) -> None:
     shown = inspect_dataset(folder / "pairs" / "train", folder / "tokenizer")
     assert "of 6 documents" in shown
     assert "the cat sat on the mat" in shown
+
+
+def test_a_data_set_behind_a_web_server_shows_the_same(folder: Path) -> None:
+    with serving(folder) as server:
+        remote = inspect_dataset(f"{server.url}/tokens/train", folder / "tokenizer")
+        url = f"{server.url}/tokens/train"
+    assert remote.replace(url, "") == inspect_dataset(folder / "tokens" / "train", folder / "tokenizer").replace(
+        str(folder / "tokens" / "train"), ""
+    )
+    assert remote.startswith(f"{url}: kind tokens, 3 documents")
 
 
 @pytest.mark.parametrize("kind", TEXTS)

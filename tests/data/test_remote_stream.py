@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from http_server import Fault, FaultyServer, serving
-from text_datasets import TextDataset, write_pairs
+from text_datasets import TextDataset, write_pairs, write_tokens
 
 from dist_lm.config import SourceSpec
 from dist_lm.data.cache import FOLDER, ShardCache
@@ -70,6 +70,20 @@ def test_a_remote_stream_has_the_rows_of_the_local_one(
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("dist_lm")]
         files = [path for path in (tmp_path / FOLDER).iterdir() if path.is_file()]
         assert 0 < sum(path.stat().st_size for path in files) <= limit_bytes
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_remote_stream_of_tokens_has_the_rows_of_the_local_one(tmp_path: Path, cached: bool) -> None:
+    local = write_tokens(tmp_path / "origin" / "data", [1000, 640], block_tokens=64)
+    cache = ShardCache(tmp_path / "cache", MEGABYTE) if cached else None
+
+    def rows(location: str, cache: ShardCache | None) -> list[Rows]:
+        data = TrainingSet([SourceSpec(path=location)], seed=5, lanes=4, era=24, seq_len=8)
+        with Stream(data, global_rows=32, rank=0, world_size=1, cache=cache) as stream:
+            return [step.rows for step in islice(stream, 13)]
+
+    with serving(tmp_path / "origin") as server:
+        assert_equal(rows(f"{server.url}/data", cache), rows(str(local.folder), None))
 
 
 def test_two_epochs_download_each_shard_once(dataset: TextDataset, server: FaultyServer, tmp_path: Path) -> None:

@@ -178,10 +178,11 @@ class Network:
         _run("ip", "-n", name, "link", "set", "lo", "up")
         return host
 
-    def start_head(self, *, num_cpus: int) -> None:
-        words = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address]
+    def start_head(self, *words: str, num_cpus: int, env: Mapping[str, str] | None = None) -> None:
+        """`words`: further ones of `ray start`."""
+        head = ["--head", "--port", str(GCS_PORT), "--dashboard-host", self.head.address]
         self._dashboard_awaited = True
-        self._start_node(self.head, words, num_cpus, {})
+        self._start_node(self.head, [*head, *words], num_cpus, env or {})
 
     def start_node(
         self, host: Host, *, num_cpus: int = 1, env: Mapping[str, str] | None = None, inside: Sequence[str] = ()

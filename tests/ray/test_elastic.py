@@ -50,6 +50,9 @@ def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_o
         leaving.kill()
         net.start_node(leaving)
         run.until_it_trains_with(3, 2, 3)
+        before, after = run.attempts()[1:]
+        assert after["from_step"] == before["step"]
+        assert "there are more nodes" in run.told()
 
         # All hosts share this machine's disk, which no cut takes away: a first rank that goes on to
         # write there would rightly keep the run's lease.

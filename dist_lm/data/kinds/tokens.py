@@ -24,7 +24,7 @@ class Tokens(Kind):
     fields = {"text": "a document"}
     token_columns = ("tokens",)
     whole_documents = True
-    block_rows = 65536
+    block_rows = 131072
     shard_rows = 1 << 25
 
     def clean(self, fields: Fields, rules: PackingRules) -> dict[str, Any]:
