@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test soak check bench clean
+.PHONY: setup demo test soak check errors bench clean
 
 setup: $(VENV)/ready
 
@@ -30,6 +30,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m fast
+
+# docs/errors.md, from the classes of errors.
+errors: setup
+	$(BIN)/python docs/make_errors.py
 
 bench: setup
 	$(BIN)/python bench/step.py

@@ -15,20 +15,29 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dist_lm import cli_cluster, cli_model, cli_plan
+from dist_lm import cli_cluster, cli_model, cli_plan, cli_setup
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
 
 app = typer.Typer(
     name="dist-lm",
-    help="From raw text and machines to a Hugging Face language model.",
+    help="From raw text and machines to a Hugging Face language model.\n\n"
+    "dist-lm demo --out demo\n\n"
+    "dist-lm train -c recipe:bert-mini-docs --cpu 2\n\n"
+    "dist-lm export runs/mine --out model",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Show, check and describe configurations.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="Show, check and describe configurations.\n\n"
+    "dist-lm config check -c my.yaml --ranks 8\n\n"
+    "dist-lm config show -c my.yaml optim.lr=1e-4\n\n"
+    "dist-lm config schema > schema.json",
+    no_args_is_help=True,
+)
 ops_app = typer.Typer(help="DeepSpeed's compiled ops.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
@@ -37,6 +46,7 @@ app.add_typer(ops_app, name="ops")
 app.add_typer(cli_model.app)
 cli_cluster.add_verbs(app)
 app.command()(cli_plan.plan)
+cli_setup.add_verbs(app)
 add_verbs(app)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the run.")]

@@ -17,8 +17,20 @@ Address = Annotated[
 ]
 JobName = Annotated[str, typer.Argument(help="Name or id of a job.")]
 WorkingDir = Annotated[Path, typer.Option(help="Folder that is sent with the job.")]
-job_app = typer.Typer(help="Jobs on a Ray cluster: status, logs, stop, resume.", no_args_is_help=True)
-cluster_app = typer.Typer(help="Cluster files: check them before a cluster is paid for.", no_args_is_help=True)
+job_app = typer.Typer(
+    help="Jobs on a Ray cluster: status, logs, stop, resume.\n\n"
+    "dist-lm job status --address http://127.0.0.1:8265\n\n"
+    "dist-lm job logs x\n\n"
+    "dist-lm job stop x",
+    no_args_is_help=True,
+)
+cluster_app = typer.Typer(
+    help="Cluster files: check them before a cluster is paid for.\n\n"
+    "dist-lm cluster check cluster/aws.yaml\n\n"
+    "dist-lm cluster check cluster/kuberay/*.yaml\n\n"
+    "dist-lm cluster check cluster/kuberay/gpu",
+    no_args_is_help=True,
+)
 
 
 def add_verbs(app: typer.Typer) -> None:

@@ -12,7 +12,13 @@ import typer
 
 from dist_lm.errors import ConfigError
 
-data_app = typer.Typer(help="Collect, prepare, look at and verify data sets.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Collect, prepare, look at and verify data sets.\n\n"
+    "dist-lm data prepare 'texts/*.jsonl' --tokenizer tokenizer --out data --seq-len 128\n\n"
+    "dist-lm data inspect data/train --tokenizer tokenizer\n\n"
+    "dist-lm data verify data/train",
+    no_args_is_help=True,
+)
 corpus_app = typer.Typer(help="Corpora that every machine has.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 data_app.add_typer(corpus_app, name="corpus")

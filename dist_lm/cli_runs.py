@@ -1,4 +1,4 @@
-"""The verbs about runs: status, stop, tb, checkpoints.
+"""The verbs about runs: status, stop, tb, report, checkpoints.
 
 Enters: a command line.  Leaves: an exit code.  Promises: a run that is under way is not disturbed,
 but for `stop`, which asks it to save and end.
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from dist_lm.checkpoint.store import Store
     from dist_lm.run_dir import RunDir
 
-checkpoints_app = typer.Typer(help="List, verify, prune and copy checkpoints.", no_args_is_help=True)
+checkpoints_app = typer.Typer(
+    help="List, verify, prune and copy checkpoints.\n\n"
+    "dist-lm checkpoints list runs/demo\n\n"
+    "dist-lm checkpoints verify runs/demo\n\n"
+    "dist-lm checkpoints copy runs/demo@1000 s3://bucket/backup",
+    no_args_is_help=True,
+)
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
@@ -30,6 +36,7 @@ def add_verbs(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(stop)
     app.command()(tb)
+    app.command()(report)
     app.add_typer(checkpoints_app, name="checkpoints")
 
 
@@ -75,6 +82,26 @@ def tb(
         raise ConfigError(f"{run} holds no TensorBoard files", do="Name a folder that `dist-lm train` wrote.")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     os.execv(sys.executable, command)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """One HTML page of a run, or of several side by side; it needs no network.
+
+    dist-lm report runs/demo
+
+    dist-lm report runs/lr-1e-3 runs/lr-1e-4 --out comparison.html
+    """
+    from dist_lm import disk
+    from dist_lm.report.page import page
+    from dist_lm.report.run_facts import read_run
+    from dist_lm.run_dir import RunDir
+
+    text = page([read_run(RunDir(run)) for run in runs])
+    disk.write_bytes(out, text.encode())
+    print(f"{out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(text) / 1e3:.0f} kB")
 
 
 def _run_and_store(run: Path) -> tuple[RunDir, Store]:

@@ -21,6 +21,7 @@ from dist_lm.config import RunConfig, Section
 from dist_lm.config_keys import flatten, public_fields, sections_in
 from dist_lm.config_mistakes import raise_problems, translate, unknown_permissions, wrong_keys
 from dist_lm.errors import ConfigError
+from dist_lm.recipes.shipped import PREFIX, recipe_path, shipped_deepspeed
 from dist_lm.yaml_tree import Entry, Tree, find, merge, parse_value, plain, read_tree
 
 DEFAULT = "default"
@@ -48,9 +49,17 @@ class LoadedConfig:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Read a YAML file; of overrides that name the same key, the last one counts.
 
-    Raises ConfigError with all mistakes found.
+    `recipe:NAME` is a recipe that came with dist_lm.  Raises ConfigError with all mistakes found.
     """
-    tree = _with_bases(path, ())
+    if str(path).startswith(PREFIX):
+        path = recipe_path(str(path).removeprefix(PREFIX))
+        tree = _with_bases(path, ())
+        if "deepspeed" in tree:
+            # A recipe's paths count from the repository, which an installed dist_lm does not have.
+            file = tree["deepspeed"]
+            tree["deepspeed"] = Entry(shipped_deepspeed(str(file.value)), file.place)
+    else:
+        tree = _with_bases(path, ())
     for text in overrides:
         tree = merge(tree, _override(text))
     tree = _open_sections(tree, RunConfig)

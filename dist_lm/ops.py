@@ -21,6 +21,13 @@ from dist_lm.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
 CPU_OP = "deepspeed_shm_comm"
+CPU_ADAM = "cpu_adam"
+ASYNC_IO = "async_io"
+_PROGRAMS = {
+    CPU_OP: "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder",
+    CPU_ADAM: "from deepspeed.ops.op_builder import CPUAdamBuilder as Builder",
+    ASYNC_IO: "from deepspeed.ops.op_builder import AsyncIOBuilder as Builder",
+}
 EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
 """torch reads it; every process of a run has it set to `extensions_folder`."""
 
@@ -49,46 +56,66 @@ def own_tools_path() -> str:
     return os.pathsep.join([own, *others])
 
 
-def is_built() -> bool:
-    folder = extensions_folder() / CPU_OP
-    return (folder / f"{CPU_OP}.so").is_file() and not (folder / "lock").exists()
+def is_built(name: str = CPU_OP) -> bool:
+    folder = extensions_folder() / name
+    return (folder / f"{name}.so").is_file() and not (folder / "lock").exists()
+
+
+def stale_locks() -> list[Path]:
+    """Locks of builds that died."""
+    # torch's builder keeps its lock file open while it builds.
+    locks = sorted(extensions_folder().glob("*/lock"))
+    return [lock for lock in locks if not any(_holds(process, lock) for process in _own_processes())]
 
 
 def remove_stale_locks() -> list[Path]:
     """Remove locks of builds that died; returns them."""
-    removed = []
-    for lock in sorted(extensions_folder().glob("*/lock")):
-        # torch's builder keeps its lock file open while it builds.
-        if not any(_holds(process, lock) for process in _own_processes()):
-            lock.unlink(missing_ok=True)
-            removed.append(lock)
-            log.warning("removed the lock of a build that died: %s", lock)
+    removed = stale_locks()
+    for lock in removed:
+        lock.unlink(missing_ok=True)
+        log.warning("removed the lock of a build that died: %s", lock)
     return removed
 
 
 def build_cpu_op() -> None:
-    """Build the op unless it is there.  Raises EnvironmentFault with the compiler's words."""
+    """Build the op of CPU ranks unless it is there.  Raises EnvironmentFault with the compiler's words."""
+    build(CPU_OP)
+
+
+def build(name: str) -> None:
+    """Build an op unless it is there.  Raises EnvironmentFault with the compiler's words."""
     folder = extensions_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".dist_lm.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         died = remove_stale_locks()
         # What a build that died has left may look finished, and each rank would build it again.
-        if is_built() and not died:
+        if is_built(name) and not died:
             return
-        log.info("building DeepSpeed's CPU op once (about a minute) ...")
-        code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PATH": own_tools_path(), "DS_ACCELERATOR": "cpu", EXTENSIONS_VARIABLE: str(folder)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        log.info("building DeepSpeed's op %s once (about a minute) ...", name)
+        load(name)
+
+
+def load(name: str) -> None:
+    """Load an op in a process of its own, which builds it where it is missing or out of date.
+
+    Raises EnvironmentFault with the compiler's words.
+    """
+    # The deepspeed of a rank: on a machine without a GPU it builds for the CPU.
+    cpu = {"DS_ACCELERATOR": "cpu"} if name == CPU_OP else {}
+    environment = {"PATH": own_tools_path(), EXTENSIONS_VARIABLE: str(extensions_folder()), **cpu}
+    code = f"{_PROGRAMS[name]}; Builder().load(verbose=False)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         words = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
         raise EnvironmentFault(
-            f"DeepSpeed's op {CPU_OP} cannot be built",
+            f"DeepSpeed's op {name} cannot be built",
             why="\n".join(words[:3]) or f"the build ended with code {done.returncode}",
             do="Install a C++ compiler (Debian: apt-get install g++), then run `dist-lm ops build`.",
         )

@@ -62,6 +62,32 @@ def test_help_works_and_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     assert imported(done) & HEAVY == set()
 
 
+GROUPS = ["", "config", "data", "job", "cluster", "checkpoints"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_of_verbs_shows_three_examples_whose_verbs_exist(group: str) -> None:
+    command = typer.main.get_command(app)
+    if group:
+        command = command.commands[group]  # type: ignore[attr-defined]
+    examples = [line.split()[1:] for line in (command.help or "").splitlines() if line.startswith("dist-lm ")]
+    assert len(examples) == 3
+    for words in examples:
+        assert tuple(words[: 2 if group else 1]) in verbs()
+
+
+def test_a_shell_completes_verbs() -> None:
+    script = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COMP_WORDS": "dist-lm che", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from dist_lm.cli import app; app(prog_name='dist-lm')"],
+        env={**script, "_DIST_LM_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["checkpoints"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_passes_config_check_without_torch_and_deepspeed(recipe: Path) -> None:
     done = dist_lm("config", "check", "-c", recipe.relative_to(REPOSITORY), "--ranks", 2)

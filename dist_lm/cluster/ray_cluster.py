@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -158,9 +159,9 @@ def _rooms(nodes: list[dict[str, Any]], needs: dict[str, float], labels: dict[st
     return "\n".join([*lines, *([f"... and {len(nodes) - 4} nodes more"] if len(nodes) > 4 else [])])
 
 
-def check_nodes(run_dir: Path, nodes: list[dict[str, Any]]) -> None:
+def check_nodes(run_dir: Path, nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every node reads what this process wrote into the run folder, and the other way round; and all
-    nodes have this process's versions.  Raises EnvironmentFault that names the nodes."""
+    nodes have this process's versions.  Returns what each said; raises EnvironmentFault that names the nodes."""
     nonce = secrets.token_hex(16)
     meeting = run_dir / "logs" / "ray" / f"reach-{nonce[:8]}"
     with disk_errors(meeting):
@@ -170,6 +171,7 @@ def check_nodes(run_dir: Path, nodes: list[dict[str, Any]]) -> None:
         answers = dict(_ask_all(meeting, nonce, nodes))
         _refuse_unreachable(run_dir, meeting, nonce, answers)
         _refuse_unlike({"the driver": versions(), **{name: facts["versions"] for name, facts in answers.items()}})
+        return answers
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
 
@@ -206,15 +208,18 @@ def _ask_all(meeting: Path, nonce: str, nodes: list[dict[str, Any]]) -> Iterator
 
 
 def answer_from_node(meeting: str, nonce: str, node_id: str) -> dict[str, Any]:
-    """Runs on a node: what it sees of the run folder, and its versions."""
-    seen = ""
+    """Runs on a node: what it sees of the run folder, its versions, and how far its clock is ahead of the
+    storage's."""
+    seen, skew_s = "", 0.0
     try:
         if (Path(meeting) / "driver").read_text() != nonce:
             seen = "it reads something else there"
-        (Path(meeting) / node_id).write_text(nonce)
+        own = Path(meeting) / node_id
+        own.write_text(nonce)
+        skew_s = time.time() - own.stat().st_mtime
     except OSError as error:
         seen = f"{error.strerror}: {error.filename}"
-    return {"seen": seen, "node_id": node_id, "versions": versions()}
+    return {"seen": seen, "node_id": node_id, "versions": versions(), "skew_s": skew_s}
 
 
 def versions() -> dict[str, str]:

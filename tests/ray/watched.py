@@ -25,6 +25,15 @@ from tests.gloo_ranks import REPOSITORY, losses, train_locally, write_recipe
 from tests.ray.hosts import Host, Network
 
 WAIT_S = 150.0
+ON_THE_NODE_AT = """
+import functools, runpy, sys
+import ray
+ray.init = functools.partial(ray.init, _node_ip_address=sys.argv[1])
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A driver asks the Ray of its own host.  It would look for that among the processes, and on this machine it
+sees those of all hosts."""
 LOOK_S = 0.05
 ENDLESS = 1_000_000
 SETTINGS: dict[str, Any] = {
@@ -55,7 +64,8 @@ class WatchedRun:
         self.run_dir = RunDir(folder / "run")
         self._settings = {**SETTINGS, **settings}
         recipe = write_recipe(folder / "recipe.yaml", data, run__steps=ENDLESS, **self._settings)
-        self._words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe, *overrides]
+        on_its_node = [sys.executable, "-c", ON_THE_NODE_AT, host.address]
+        self._words = [*on_its_node, REPOSITORY / "launch" / "on_ray.py", "-c", recipe, *overrides]
         self.driver: subprocess.Popen[bytes]
         self.start()
 
