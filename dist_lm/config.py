@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec
+from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec, holds_secret
 from dist_lm.config_fine_tuning import (
     ClassificationTask,
     InstructionTask,
@@ -108,7 +108,8 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
             f"optim.schedule.decay_steps has no effect with kind {schedule.kind}: it belongs to wsd",
             ("optim.schedule.decay_steps", "optim.schedule.kind"),
         )
-    for key in config.data.keys_with_secrets:
+    elsewhere = ["run.checkpoints"] if run.checkpoints and holds_secret(run.checkpoints) else []
+    for key in [*config.data.keys_with_secrets, *elsewhere]:
         # A configuration is shown, logged, and copied into the run folder.
         yield (
             f"{key} holds a URL with a password or a query string; credentials belong into the environment, "

@@ -27,6 +27,11 @@ from dist_lm.config_section import Section, refuse
 _SECRET = re.compile(r"://([^/]*:[^/]*@|[^?]*\?)")
 
 
+def holds_secret(location: str) -> bool:
+    """Whether a URL holds, or may hold, a credential."""
+    return _SECRET.search(location) is not None
+
+
 class SourceSpec(BaseModel):
     """One data set of a mixture."""
 
@@ -140,4 +145,4 @@ class DataSection(Section):
             "data.train": [source.path for source in self.sources],
             "data.heldout": list(self.heldout_sets.values()),
         }
-        return [key for key, found in locations.items() if any(_SECRET.search(location) for location in found)]
+        return [key for key, found in locations.items() if any(holds_secret(location) for location in found)]

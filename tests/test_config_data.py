@@ -115,7 +115,7 @@ def test_balanced_weights_need_one_data_set() -> None:
 
 
 @pytest.mark.parametrize("location", ["https://anna:pass-word@host/train", "https://host/train?sig=pass-word"])
-@pytest.mark.parametrize("key", ["data.train", "data.heldout"])
+@pytest.mark.parametrize("key", ["data.train", "data.heldout", "run.checkpoints"])
 def test_a_url_with_a_secret_is_refused_and_not_shown(key: str, location: str) -> None:
     write("c.yaml", BASE)
     message = refusal("c.yaml", f"{key}={location}")

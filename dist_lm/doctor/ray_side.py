@@ -6,6 +6,7 @@ Promises: nothing is started on the cluster but a task a node that looks at the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,7 @@ def check_job_package(folder: Path) -> Iterator[Finding]:
 
 def check_cluster(run_dir: Path | None) -> Iterator[Finding]:
     """The cluster answers; its nodes have this machine's versions and reach the run folder."""
+    is_new = run_dir is not None and not run_dir.exists()
     try:
         ray_cluster.connect()
         nodes = ray_cluster.living_nodes()
@@ -61,8 +63,18 @@ def check_cluster(run_dir: Path | None) -> Iterator[Finding]:
     except DistLMError as error:
         yield of_error("cluster", error)
         return
+    finally:
+        if run_dir is not None:
+            _remove_empty([run_dir / "logs" / "ray", run_dir / "logs", *([run_dir] if is_new else [])])
     yield ok("cluster", f"{len(nodes)} nodes with the same versions reach {run_dir}")
     for name, facts in answers.items():
         if abs(facts["skew_s"]) > MOST_SKEW_S:
             do = "Run chrony or another NTP client on every node and on the file server."
             yield warn("clock", f"{name} is {facts['skew_s']:+.1f} s away from the storage of the run folder", do)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """The folders that the nodes met in, unless a run has put something there."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
