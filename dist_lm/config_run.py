@@ -74,6 +74,10 @@ class RunSection(Section):
     """Checkpoints of a step that is a multiple of this are kept, too; 0: none."""
     checkpoints: str | None = None
     """Where checkpoints lie, such as s3://bucket/run; without it, in the run folder."""
+    local_copies: str | None = None
+    """Folder on each machine, in memory (/dev/shm/copies) or on its own disk, that keeps a copy of the
+    newest checkpoint's files: those of its ranks, and those of the machine before it.  A restart reads
+    them instead of `checkpoints`.  Variables are replaced: $SLURM_TMPDIR."""
     save_retries: Annotated[int, Field(ge=0, le=4)] = 4
     """How often a failed write is tried again, after 0.5, 2, 8 and 30 s, before the run ends."""
     best: BestSection | None = None

@@ -85,8 +85,10 @@ def export_adapter(run: str, out: Path) -> Exported:
         )
     model = model_of_run(run_dir, checkpoint)
     adapted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    with disk.whole_folder(out, partial(fault_point, rank=0, step=checkpoint.progress.step)) as hidden:
+    reached = partial(fault_point, rank=0, step=checkpoint.progress.step)
+    with disk.whole_folder(out, reached) as hidden:
         lora.save_adapter(model, section.lora, hidden, base=section.weights)
+        reached("in_export")
     return Exported(out, checkpoint.progress.step, type(model).__name__, adapted, 0.0)
 
 

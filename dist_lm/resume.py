@@ -18,6 +18,7 @@ from dist_lm.assemble import Parts
 from dist_lm.checkpoint import commit
 from dist_lm.checkpoint.fragments import loss_scale, optimizer_scalars, restore, restore_loss_scale
 from dist_lm.checkpoint.manifest import Checkpoint, Progress
+from dist_lm.checkpoint.nearest import LocalCopies
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import Store
 from dist_lm.data.damage import DamagedData, extend, new_damage
@@ -81,13 +82,13 @@ def with_state(progress: Progress, parts: Parts, small: SmallState) -> Progress:
     return stamp(parts, progress, optimizer=optimizer_scalars(parts.engine), state=small.dump())
 
 
-def resume(parts: Parts, store: Store, run_id: str, small: SmallState) -> Progress:
+def resume(parts: Parts, store: Store, run_id: str, small: SmallState, copies: LocalCopies | None = None) -> Progress:
     """Where the run folder stands.  Raises DataError where nothing of what it saved can be used."""
     ranks = parts.ranks
     ranks.agree(lambda: _open(store))
     fresh = Progress(step=0, position=0, data_fingerprint=parts.data.fingerprint())
     began_at = time.monotonic()
-    checkpoint = commit.newest_verified(store, ranks, run_id)
+    checkpoint = commit.newest_verified(store, ranks, run_id, copies=copies)
     if checkpoint is None:
         return stamp(parts, _after_rollbacks(parts, fresh))
     if checkpoint.progress.data_fingerprint != parts.data.fingerprint(checkpoint.progress.position):
@@ -99,10 +100,11 @@ def resume(parts: Parts, store: Store, run_id: str, small: SmallState) -> Progre
     load(parts, checkpoint, small)
     if ranks.is_first:
         log.info(
-            "resume  step %d from %s, verified %d files (%.1f s)",
+            "resume  step %d from %s, verified %d files, %d of them nearby (%.1f s)",
             checkpoint.progress.step,
             checkpoint.name,
             len(checkpoint.files),
+            len(checkpoint.near),
             time.monotonic() - began_at,
         )
     return stamp(parts, _after_rollbacks(parts, checkpoint.progress))
@@ -122,7 +124,9 @@ def load(parts: Parts, checkpoint: Checkpoint, small: SmallState) -> None:
     small.restore(checkpoint.progress.state)
 
 
-def roll_back(parts: Parts, store: Store, run_id: str, small: SmallState, progress: Progress) -> Progress:
+def roll_back(
+    parts: Parts, store: Store, run_id: str, small: SmallState, progress: Progress, copies: LocalCopies | None = None
+) -> Progress:
     """Go back to the last checkpoint from before the first bad step, and skip the data since then.
 
     Raises Diverged where there is none, or where the run went back often enough.
@@ -138,7 +142,7 @@ def roll_back(parts: Parts, store: Store, run_id: str, small: SmallState, progre
             why=f"The run went back to a checkpoint {done} times already (run.max_rollbacks {limit}).",
             do="Lower optim.lr, lengthen optim.schedule.warmup_steps, or use precision=fp32.",
         )
-    checkpoint = commit.newest_verified(store, ranks, run_id, before_step=first_bad)
+    checkpoint = commit.newest_verified(store, ranks, run_id, before_step=first_bad, copies=copies)
     if checkpoint is None:
         raise Diverged(
             told,

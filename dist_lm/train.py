@@ -19,6 +19,7 @@ from dist_lm.batches import Batch, next_local
 from dist_lm.checkpoint.commit import Retention
 from dist_lm.checkpoint.fragments import loss_scale, own_fragments
 from dist_lm.checkpoint.manifest import Progress
+from dist_lm.checkpoint.nearest import LocalCopies
 from dist_lm.checkpoint.policy import SavePolicy
 from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.checkpoint.writer import RETRY_PAUSES_S, Writer
@@ -79,7 +80,8 @@ class _Loop:
         self.store = open_store(run.checkpoints or str(self.run_dir.checkpoints))
         self.run_id = self.ranks.agree(self.run_dir.run_id)
         self.small = SmallState(parts)
-        self.progress = resume(parts, self.store, self.run_id, self.small)
+        self.copies = LocalCopies.open(run.local_copies, self.run_id, self.ranks)
+        self.progress = resume(parts, self.store, self.run_id, self.small, self.copies)
         self.writer = Writer(
             self.store,
             self.ranks,
@@ -87,6 +89,7 @@ class _Loop:
             attempt=self.attempt.number,
             retention=Retention(run.keep, run.keep_every),
             fence=self.attempt.fence,
+            copies=self.copies,
             pauses_s=RETRY_PAUSES_S[: run.save_retries],
         )
         self.resumed_step = self.saved_step = self.progress.step
@@ -120,13 +123,8 @@ class _Loop:
                 why=f"Reason: {reasons[0] if reasons else BY_PEER}. A checkpoint is saved.",
                 do="Run the same command to go on.",
             )
-        return Outcome(
-            self.progress,
-            self.last_metrics,
-            self.heldout_metrics,
-            self.resumed_step,
-            time.monotonic() - began_at,
-        )
+        elapsed_s = time.monotonic() - began_at
+        return Outcome(self.progress, self.last_metrics, self.heldout_metrics, self.resumed_step, elapsed_s)
 
     @property
     def _done(self) -> bool:
@@ -335,7 +333,7 @@ class _Loop:
         self.writer.finish()
         self._tell_saves()
         bad_step = self.progress.step
-        self.progress = roll_back(self.parts, self.store, self.run_id, self.small, self.progress)
+        self.progress = roll_back(self.parts, self.store, self.run_id, self.small, self.progress, self.copies)
         self.spoilt, self.saved_step, self.window = False, self.progress.step, Window()
         if self.metrics:
             self.metrics.close()

@@ -174,7 +174,7 @@ def native_stacks(path: Path) -> None:
     program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
         return
-    words = [program, "dump", "--native", "--nonblocking", "--pid", str(os.getpid())]
+    words = [program, "dump", "--native", "--pid", str(os.getpid())]
     try:
         dumped = subprocess.run(words, capture_output=True, text=True, timeout=_PY_SPY_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

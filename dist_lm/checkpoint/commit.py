@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint, Progress, manifest_bytes
+from dist_lm.checkpoint.nearest import LocalCopies
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import PREFIX, Draft, LocalStore, Store, step_name
 from dist_lm.errors import DataError
@@ -89,28 +90,27 @@ def prune(store: Store, retention: Retention) -> list[str]:
     return removed
 
 
-def newest_verified(store: Store, ranks: Ranks, run_id: str, *, before_step: int | None = None) -> Checkpoint | None:
+def newest_verified(
+    store: Store,
+    ranks: Ranks,
+    run_id: str,
+    *,
+    before_step: int | None = None,
+    copies: LocalCopies | None = None,
+) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written; a collective call.
 
     Each rank hashes its share of the files.  A bad checkpoint is set aside and named in the log.
-    `before_step`: only of steps below.  None where there is none.  Raises DataError where all that
-    the run saved is damaged.
+    `before_step`: only of steps below.  `copies`: read from where they are good; those of other
+    checkpoints are removed.  None where there is none.  Raises DataError where all that the run saved
+    is damaged.
     """
     candidates = [name for name in ranks.agree(store.names) if before_step is None or step_of(name) < before_step]
     for name in candidates:
-        checkpoint, verdict = None, ""
-        try:
-            checkpoint = Checkpoint.read(store, name)
-            if checkpoint.run_id != run_id:
-                verdict = f"its manifest is of another run ({checkpoint.run_id})"
-            else:
-                verdict = checkpoint.damage(sorted(checkpoint.files)[ranks.rank :: ranks.world_size])
-        except DataError as error:
-            verdict = f"{error.what}: {error.why}"
-        except OSError as error:
-            verdict = f"it cannot be read: {error}"
-        problems = [problem for problem in ranks.gather(verdict) if problem]
+        checkpoint, problems = _verified(store, name, ranks, run_id, copies)
         if not problems:
+            if copies:
+                copies.forget_others(name)
             return checkpoint
         if ranks.is_first:
             store.set_aside(name, problems[0])
@@ -121,4 +121,30 @@ def newest_verified(store: Store, ranks: Ranks, run_id: str, *, before_step: int
             why="Each is set aside under a name that begins with .bad-.",
             do="Restore one from a copy, or start again in an empty run folder.",
         )
+    if copies:
+        copies.forget_others("")
     return None
+
+
+def _verified(
+    store: Store, name: str, ranks: Ranks, run_id: str, copies: LocalCopies | None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint, and what the ranks find wrong with it."""
+    checkpoint, verdict = None, ""
+    try:
+        checkpoint = Checkpoint.read(store, name)
+        if checkpoint.run_id != run_id:
+            verdict = f"its manifest is of another run ({checkpoint.run_id})"
+    except DataError as error:
+        verdict = f"{error.what}: {error.why}"
+    problems = [problem for problem in ranks.gather(verdict) if problem]
+    if problems or checkpoint is None:
+        return None, problems
+    files = sorted(checkpoint.files)
+    if copies:
+        checkpoint, files = copies.near(checkpoint)
+    try:
+        verdict = checkpoint.damage(files[ranks.rank :: ranks.world_size])
+    except OSError as error:
+        verdict = f"it cannot be read: {error}"
+    return checkpoint, [problem for problem in ranks.gather(verdict) if problem]

@@ -59,6 +59,10 @@ class Checkpoint:
     """File name -> bytes and sha256."""
     parameters: dict[str, dict[str, Any]] = field(repr=False)
     """Parameter -> shape, keys, and pieces [start, size, file]."""
+    near: dict[str, Path] = field(default_factory=dict, repr=False)
+    """Good copies of its files on this machine; those are read instead."""
+    unchecked: set[str] = field(default_factory=set, repr=False)
+    """Files that nobody has verified: this happens before the first byte of one is read."""
 
     @property
     def folder(self) -> str:
@@ -103,6 +107,18 @@ class Checkpoint:
             if self.store.sha256(self.name, name) != expected["sha256"]:
                 return f"{name} does not match its SHA-256"
         return ""
+
+    def read_range(self, file: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, or fewer where it ends.  Raises OSError, also for a damaged file."""
+        if file in self.near:
+            with self.near[file].open("rb") as content:
+                content.seek(start)
+                return content.read(end - start)
+        if file in self.unchecked:
+            if problem := self.damage([file]):
+                raise OSError(problem)
+            self.unchecked.discard(file)
+        return self.store.read_range(self.name, file, start, end)
 
     @property
     def num_bytes(self) -> int:

@@ -75,7 +75,7 @@ class Reader:
             content = target.numpy().data.cast("B")
             for begin in range(0, len(content), CHUNK_BYTES):
                 end = min(begin + CHUNK_BYTES, len(content))
-                piece = self.checkpoint.store.read_range(self.checkpoint.name, file, at + begin, at + end)
+                piece = self.checkpoint.read_range(file, at + begin, at + end)
                 content[begin:end] = piece
         except (OSError, ValueError, KeyError) as error:
             place = f"{self.checkpoint.folder}/{file}"
@@ -84,8 +84,7 @@ class Reader:
     def _header(self, file: str) -> tuple[int, dict[str, Any]]:
         """Where the data begin, and the tensors of a file."""
         if file not in self._headers:
-            store, name = self.checkpoint.store, self.checkpoint.name
-            length = int.from_bytes(store.read_range(name, file, 0, _LENGTH_BYTES), "little")
+            length = int.from_bytes(self.checkpoint.read_range(file, 0, _LENGTH_BYTES), "little")
             data_at = _LENGTH_BYTES + length
-            self._headers[file] = data_at, json.loads(store.read_range(name, file, _LENGTH_BYTES, data_at))
+            self._headers[file] = data_at, json.loads(self.checkpoint.read_range(file, _LENGTH_BYTES, data_at))
         return self._headers[file]

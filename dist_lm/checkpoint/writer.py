@@ -5,8 +5,9 @@ Promises: at most one write is in flight on a rank, so memory does not grow; a w
 tried again, then reported, and never taken for a success; no collective runs in the thread (ranks
 report through files of the draft).
 
-    every rank   snapshot -> thread: write rank file -> report file
+    every rank   snapshot -> thread: local copy, write rank file -> report file
     rank 0                   thread: wait for all reports -> fence -> manifest, publish, prune
+    every rank               thread: copies of the files of the machine before, once published
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import Any
 
 from dist_lm.checkpoint.commit import Retention, publish, tidy
 from dist_lm.checkpoint.fragments import Fragment
-from dist_lm.checkpoint.manifest import Progress
+from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint, Progress
+from dist_lm.checkpoint.nearest import LocalCopies
 from dist_lm.checkpoint.snapshot import Snapshot
 from dist_lm.checkpoint.store import Draft, Store, step_name
-from dist_lm.errors import DistLMError, EnvironmentFault
+from dist_lm.errors import DataError, DistLMError, EnvironmentFault
 from dist_lm.faults import fault_point
 from dist_lm.ranks import Ranks
 
@@ -62,16 +64,17 @@ class Writer:
         attempt: int,
         retention: Retention,
         fence: Callable[[], None] = lambda: None,
+        copies: LocalCopies | None = None,
         pauses_s: tuple[float, ...] = RETRY_PAUSES_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.ranks = store, ranks
         self._run_id, self._attempt, self._retention = run_id, attempt, retention
-        self._fence, self._pauses_s, self._clock = fence, pauses_s, clock
+        self._fence, self._copies, self._pauses_s, self._clock = fence, copies, pauses_s, clock
         self._snapshot = Snapshot(ranks.device)
         self._num_saves = 0
         self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
+        self._ended, self._hurry = threading.Event(), threading.Event()
         self._written = threading.Event()
         self._written.set()
         self._published: list[Published] = []
@@ -93,7 +96,9 @@ class Writer:
 
         Waits for the write before, if that is still under way.
         """
+        self._hurry.set()
         self._join()
+        self._hurry.clear()
         self._reach("before_save", progress.step)
         self._snapshot.take(fragments)
         self._reach("after_snapshot", progress.step)
@@ -114,10 +119,13 @@ class Writer:
         if self.ranks.is_first:
             self._join()
         self.ranks.raise_together(self._error)
+        # It is published: what is left are the neighbours' files.
+        self._join()
 
     def abandon(self) -> None:
         """End the thread, published or not.  A draft is left for the next start to sweep."""
         self._ended.set()
+        self._hurry.set()
         self._join()
 
     def take_published(self) -> list[Published]:
@@ -134,25 +142,9 @@ class Writer:
         fault_point(point, rank=self.ranks.rank, step=step, attempt=self._attempt)
 
     def _run(self, draft: Draft, progress: Progress, mark_best: dict[str, Any] | None) -> None:
-        began_at = self._clock()
         try:
-            report = self._persist("write", lambda: self._write_own(draft, progress.step))
-            self._written.set()
-            if not self.ranks.is_first:
-                return
-            reports = self._await_reports(draft, report)
-
-            def reached(point: str) -> None:
-                self._reach(point, progress.step)
-
-            def publish_draft() -> None:
-                self._fence()
-                publish(self.store, draft, progress, self._run_id, reports, reached)
-
-            self._persist("publish", publish_draft)
-            self._persist("prune", lambda: tidy(self.store, mark_best, self._retention, reached))
-            num_bytes = sum(int(entry["bytes"]) for entry in reports)
-            self._published.append(Published(progress.step, self._clock() - began_at, num_bytes))
+            self._save(draft, progress, mark_best)
+            self._copy_neighbours(draft)
         except Abandoned:
             pass
         except DistLMError as error:
@@ -163,6 +155,53 @@ class Writer:
             )
         finally:
             self._written.set()
+
+    def _save(self, draft: Draft, progress: Progress, mark_best: dict[str, Any] | None) -> None:
+        began_at = self._clock()
+        if self._copies:
+            self._copies.keep(draft.name, _file_name(self.ranks.rank), self._snapshot.chunks())
+        report = self._persist("write", lambda: self._write_own(draft, progress.step))
+        self._written.set()
+        if not self.ranks.is_first:
+            return
+        reports = self._await_reports(draft, report)
+
+        def reached(point: str) -> None:
+            self._reach(point, progress.step)
+
+        def publish_draft() -> None:
+            self._fence()
+            publish(self.store, draft, progress, self._run_id, reports, reached)
+
+        self._persist("publish", publish_draft)
+        self._persist("prune", lambda: tidy(self.store, mark_best, self._retention, reached))
+        num_bytes = sum(int(entry["bytes"]) for entry in reports)
+        self._published.append(Published(progress.step, self._clock() - began_at, num_bytes))
+
+    def _copy_neighbours(self, draft: Draft) -> None:
+        """From the store, once it is published; given up where the next save begins before."""
+        ranks = self._copies.neighbours() if self._copies else []
+        if not self._copies or not ranks:
+            return
+        pause_s, longest_s = _POLL_S
+        try:
+            while self.store.size(draft.name, MANIFEST) is None:
+                if self._hurry.wait(pause_s):
+                    return
+                pause_s = min(pause_s * 1.5, longest_s)
+            checkpoint = Checkpoint.read(self.store, draft.name)
+            for rank in ranks:
+                self._copies.keep(
+                    draft.name, _file_name(rank), self._unhurried(checkpoint, sorted(checkpoint.files)[rank])
+                )
+        except (OSError, DataError) as error:
+            log.warning("rank %d cannot copy its neighbours' files: %s", self.ranks.rank, error)
+
+    def _unhurried(self, checkpoint: Checkpoint, file: str) -> Iterator[bytes]:
+        for chunk in self.store.chunks(checkpoint.name, file):
+            if self._hurry.is_set():
+                raise OSError("the next save begins")
+            yield chunk
 
     def _persist(self, verb: str, action: Callable[[], Any]) -> Any:
         """Do it, again after each pause; the last failure becomes an EnvironmentFault."""
@@ -197,7 +236,7 @@ class Writer:
                 size += len(chunk)
                 yield chunk
 
-        name = f"rank-{rank:05d}.safetensors"
+        name = _file_name(rank)
         self.store.write(draft, name, hashed())
         self._reach("after_write", step)
         report = {
@@ -226,6 +265,10 @@ class Writer:
     def _look(self, draft: Draft, rank: int) -> bytes | None:
         found: bytes | None = self._persist("read", lambda: self.store.read_draft(draft, _report_name(rank)))
         return found
+
+
+def _file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
 
 
 def _report_name(rank: int) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -38,6 +39,8 @@ class S3Server:
     """Requests for content, by the last part of the key."""
     stop: Callable[[], None] = lambda: None
     """Let it die: connections are refused from then on."""
+    start: Callable[[], object] = lambda: None
+    """Let it come back, at the same address and with what it held."""
 
     def spoilt(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         """The application with the faults in front."""
@@ -71,12 +74,17 @@ def s3_serving() -> Iterator[S3Server]:
     import s3fs
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    state = S3Server(f"http://{host}:{port}")
-    state.stop = server.stop
-    server._server.app = state.spoilt(server._server.app)  # type: ignore[union-attr]
+    state = S3Server("")
+
+    def start(port: int = 0) -> int:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        server._server.app = state.spoilt(server._server.app)  # type: ignore[union-attr]
+        state.stop = server.stop
+        return server.get_host_and_port()[1]
+
+    port = start()
+    state.url, state.start = f"http://127.0.0.1:{port}", partial(start, port)
     environment = {
         "AWS_ENDPOINT_URL": state.url,
         "AWS_ACCESS_KEY_ID": "testing",
@@ -91,5 +99,5 @@ def s3_serving() -> Iterator[S3Server]:
             boto3.client("s3").create_bucket(Bucket=BUCKET)
             yield state
         finally:
-            server.stop()
+            state.stop()
             s3fs.S3FileSystem.clear_instance_cache()

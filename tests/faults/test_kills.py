@@ -106,6 +106,11 @@ def test_a_frozen_rank_is_recognised_and_the_run_goes_on(
     assert "Thread" in report.read_text()
     # With py-spy, C++ frames too; and the collective that rank 0 waits in.
     assert "all_reduce" in report.read_text() or "gloo::" in report.read_text()
+    if (PROGRAMS / "py-spy").exists():
+        pid = RunDir(tmp_path / "run").attempt_facts(1)["pids"][0]
+        native = report.read_text().partition(f"Process {pid}:")[2]
+        assert "Thread" in native
+        assert "libtorch_cpu.so" in native
     collectives = json.loads(report.with_suffix(".collectives.json").read_text())["entries"]
     assert collectives[-1]["profiling_name"].startswith("gloo:")
     assert losses(tmp_path / "run") == calm

@@ -102,8 +102,12 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         ended["full-run, before"] = LocalStore(root / "full").names()
         # Somebody has freed space.
         remount(root / "full", "size=9m")
-        again = [scenario(topics_data, root / "full-run", **full)]
-        (ended["full-run, again"],) = attempt_scenarios(root / "again", again, num_ranks=2)
+        ended["dead, before"] = losses(root / "dead")
+        server.start()
+        del plan["dead"]["fault"]
+        again = [scenario(topics_data, root / name, **plan[name]) for name in ("full-run", "dead")]
+        outcomes = attempt_scenarios(root / "again", again, num_ranks=2)
+        ended["full-run, again"], ended["dead, again"] = outcomes
         ended["full-run, after"] = LocalStore(root / "full").names()
         yield root, ended
 
@@ -156,8 +160,15 @@ def test_training_goes_on_while_storage_is_slow(runs: Any) -> None:
 
 
 def test_an_object_store_that_dies_amid_a_save_ends_all_ranks_alike(runs: Any) -> None:
-    root, ended = runs
+    _, ended = runs
     assert ended["dead"]["exit_code"] == 4
     assert "cannot" in ended["dead"]["message"]
     assert f"s3://{BUCKET}/dead" in ended["dead"]["message"]
-    assert sorted(losses(root / "dead")) == list(range(1, 7))
+    assert sorted(ended["dead, before"]) == list(range(1, 7))
+
+
+def test_a_run_whose_object_store_came_back_goes_on_as_the_calm_one(runs: Any) -> None:
+    root, ended = runs
+    assert ended["dead, again"]["exit_code"] == 0, ended["dead, again"]
+    assert RunDir(root / "dead").attempt_facts(2)["from_step"] == 3
+    assert losses(root / "dead") == losses(root / "calm")

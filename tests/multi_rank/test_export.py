@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTrain
 
 from dist_lm.checkpoint.commit import Checkpoint, Reader, published
 from dist_lm.errors import ConfigError, DataError
-from dist_lm.export import export
+from dist_lm.export import Exported, export
 from dist_lm.faults import OF_EXPORT, VARIABLE
 from tests.rank_scenarios import scenario, train_scenarios
 
@@ -80,21 +81,27 @@ def test_nothing_is_overwritten_and_damage_is_named(runs: Path, tmp_path: Path) 
     assert not (tmp_path / "model").exists()
 
 
-def export_with_a_fault(run: str, out: Path, fault: str) -> None:
+def with_a_fault(exports: Callable[[str, Path], Exported], run: str, out: Path, fault: str) -> None:
     os.environ[VARIABLE] = fault
-    export(run, out)
+    exports(run, out)
 
 
-def test_an_export_that_is_killed_leaves_nothing_under_its_name(runs: Path, tmp_path: Path) -> None:
+def check_killed_exports(exports: Callable[[str, Path], Exported], run: Path, step: int, folder: Path) -> None:
+    """Kill an export at each of its crash points; nothing is there, and the next one is whole."""
+    folder.mkdir()
     multiprocessing.set_forkserver_preload(["dist_lm.export"])
     context = multiprocessing.get_context("forkserver")
     for point in OF_EXPORT:
-        given = (str(runs / "fp32-1"), tmp_path / "model", f"kill@rank0:step6:{point}")
-        process = context.Process(target=export_with_a_fault, args=given)
+        given = (exports, str(run), folder / "model", f"kill@rank0:step{step}:{point}")
+        process = context.Process(target=with_a_fault, args=given)
         process.start()
         process.join()
         # The fault did fire.
         assert process.exitcode == -signal.SIGKILL
-        assert [path.name for path in tmp_path.iterdir()] == [".tmp-model"]
-    assert export(str(runs / "fp32-1"), tmp_path / "model").step == 6
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert [path.name for path in folder.iterdir()] == [".tmp-model"]
+    assert exports(str(run), folder / "model").step == step
+    assert [path.name for path in folder.iterdir()] == ["model"]
+
+
+def test_an_export_that_is_killed_leaves_nothing_under_its_name(runs: Path, tmp_path: Path) -> None:
+    check_killed_exports(export, runs / "fp32-1", 6, tmp_path / "exports")

@@ -35,6 +35,7 @@ from dist_lm.metrics import read_metrics
 from dist_lm.predict import Request, predict_file
 from dist_lm.predictors.base import PredictOptions
 from dist_lm.trained import open_trained
+from tests.multi_rank.test_export import check_killed_exports
 from tests.predictors.small_models import read_records, save_model, write_records
 from tests.rank_scenarios import losses, scenario, train_scenarios
 from tests.tasks.prepared_rows import write_dataset
@@ -215,6 +216,11 @@ def test_adapters_are_exported_merged_or_alone(root: Path, tmp_path: Path, case:
     assert not torch.allclose(before, merged(**inputs).logits, atol=1e-3)
     with pytest.raises(ConfigError, match="has no adapter"):
         export_adapter(str(root / f"{case}-2"), tmp_path / "none")
+
+
+def test_an_export_of_an_adapter_that_is_killed_leaves_nothing_under_its_name(root: Path, tmp_path: Path) -> None:
+    case = next(iter(ADAPTED))
+    check_killed_exports(export_adapter, root / f"lora-{case}-2", STEPS, tmp_path / "exports")
 
 
 @pytest.mark.parametrize("case", CASES)
