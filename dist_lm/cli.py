@@ -18,7 +18,7 @@ import typer
 from dist_lm import cli_cluster, cli_model, cli_plan, cli_setup
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
-from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError
+from dist_lm.errors import EXIT_DONE, DistLMError
 
 app = typer.Typer(
     name="dist-lm",
@@ -93,27 +93,13 @@ def train(
 
         sys.exit(run_on_ray(config, given, max_restarts=max_restarts))
     loaded = load_run(config, given)
-    from dist_lm.cluster.local import LocalLaunch, launch
+    from dist_lm.local_training import start
 
-    num_ranks = cpu or _visible_gpus()
-    plan = LocalLaunch(config, given, num_ranks, bool(cpu), max_restarts, loaded.config.run.dir)
-    sys.exit(launch(plan))
+    sys.exit(start(loaded, config, given, cpu=cpu, max_restarts=max_restarts))
 
 
 def _launcher_name() -> str:
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "deepspeed"
-
-
-def _visible_gpus() -> int:
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        raise ConfigError(
-            "no GPU is visible, and no number of CPU ranks was given",
-            do="Add --cpu 2 to train with two processes on the CPU.",
-        )
-    return count
 
 
 @config_app.command("show")

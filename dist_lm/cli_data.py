@@ -32,7 +32,10 @@ Inputs = Annotated[
     ),
 ]
 TokenizerOption = Annotated[Path, typer.Option("--tokenizer", help="Tokenizer folder.")]
-FormatOption = Annotated[str | None, typer.Option("--format", help="Format of all files, whatever their suffix.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="Format of all files, whatever their suffix; module:Class for one of your own."),
+]
 FieldOption = Annotated[
     list[str] | None,
     typer.Option("--field", metavar="OURS=THEIRS", help="Where the source has a field, such as text=article.body."),

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dist_lm.config_custom import CustomTask
 from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec, holds_secret
 from dist_lm.config_fine_tuning import (
     ClassificationTask,
@@ -34,6 +35,7 @@ __all__ = [
     "CacheSection",
     "CausalLmTask",
     "ClassificationTask",
+    "CustomTask",
     "DataSection",
     "EarlyStopSection",
     "InstructionTask",
@@ -63,7 +65,8 @@ Task = Annotated[
     | TokenClassificationTask
     | QuestionAnsweringTask
     | Seq2SeqTask
-    | InstructionTask,
+    | InstructionTask
+    | CustomTask,
     Field(discriminator="name"),
 ]
 

@@ -62,6 +62,14 @@ class DataError(DistLMError):
     exit_code = 3
 
 
+class RunCrashed(DistLMError):
+    """A run that was started from Python ended for a reason that dist_lm did not foresee."""
+
+    kind = "crash"
+    exit_code = EXIT_CRASH
+    restart_helps = True
+
+
 class EnvironmentFault(DistLMError):
     """The machine lacks something: space, rights, a library, a peer."""
 

@@ -31,6 +31,10 @@ KINDS = {
         "Correct the records that are listed, or raise `--max-bad`.",
         "tests/data/sources/test_formats.py::test_the_first_bad_records_are_shown_and_all_are_counted",
     ),
+    "RunCrashed": (
+        "The message of the first rank and its traceback in `errors/`; the same call goes on.",
+        "tests/examples/test_examples.py::test_training_runs_from_python_and_goes_on_after_a_crash",
+    ),
     "EnvironmentFault": (
         "`dist-lm doctor -c X` names what the machine or the cluster lacks.",
         "tests/faults/test_runs.py::test_a_full_disk_of_one_rank_ends_all_and_publishes_nothing",

@@ -1,13 +1,17 @@
 """The task that a configuration names.
 
-Enters: the task section.  Leaves: a Task.  Promises: one place to add a task.
+Enters: the task section.  Leaves: a Task.  Promises: one place to add a task;
+a task from outside is imported by its name, in every rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dist_lm.config import (
     CausalLmTask,
     ClassificationTask,
+    CustomTask,
     InstructionTask,
     MlmTask,
     QuestionAnsweringTask,
@@ -18,6 +22,7 @@ from dist_lm.config import (
 from dist_lm.config import Task as TaskSettings
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
+from dist_lm.named_class import named_class
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.causal_lm import CausalLanguageModelling
 from dist_lm.tasks.classification import Classification
@@ -30,7 +35,8 @@ from dist_lm.tasks.token_classification import TokenClassification
 
 
 def build_task(settings: TaskSettings, tokenizer: Tokenizer, view: View, seed: int) -> Task:
-    """Raises DataError where the data set is of another kind than the task reads."""
+    """Raises DataError where the data set is of another kind than the task reads, ConfigError where there
+    is no such task."""
     match settings:
         case MlmTask():
             return MaskedLanguageModelling(settings, tokenizer, view, seed)
@@ -48,3 +54,7 @@ def build_task(settings: TaskSettings, tokenizer: Tokenizer, view: View, seed: i
             return Seq2Seq(settings, tokenizer, view, seed)
         case InstructionTask():
             return InstructionTuning(settings, tokenizer, view, seed)
+        case CustomTask():
+            # Like ours, its constructor takes the settings before what Task itself takes.
+            build: Callable[..., Task] = named_class(settings.implementation, Task, where="task.class")  # type: ignore[type-abstract]
+            return build(settings, tokenizer, view, seed)

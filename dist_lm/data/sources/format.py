@@ -25,7 +25,7 @@ class ReadSettings:
     """How the user wants the files read."""
 
     format: str | None = None
-    """Name of the format of all files; None: the suffix tells."""
+    """Name of the format of all files, or module:Class of one written outside; None: the suffix tells."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Our name of a field, and where the source has it; a dot goes into nested ones."""
     wanted: tuple[str, ...] = ()

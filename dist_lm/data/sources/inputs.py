@@ -59,7 +59,7 @@ def format_of(file: SourceFile, settings: ReadSettings) -> Format:
 
 def read_split(split: Split, settings: ReadSettings, bad: BadRecords) -> Iterator[Record]:
     """The records of a part of a file, their fields by our names."""
-    for record in format_named(split.format).read(split, settings, bad):
+    for record in format_named(settings.format or split.format).read(split, settings, bad):
         if not settings.fields:
             yield record
             continue

@@ -1,4 +1,4 @@
-"""All formats, by name and by suffix."""
+"""All formats, by name and by suffix; others, written outside, by `module:Class`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dist_lm.data.sources.json_lines import JsonLines
 from dist_lm.data.sources.tar_samples import TarSamples
 from dist_lm.data.sources.text import Text
 from dist_lm.errors import ConfigError
+from dist_lm.named_class import named_class
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -21,8 +22,14 @@ BY_SUFFIX = {suffix: format for format in FORMATS.values() for suffix in format.
 
 def format_named(name: str) -> Format:
     """Raises ConfigError where there is none of that name."""
+    if ":" in name:
+        return named_class(name, Format, where="--format")()  # type: ignore[type-abstract]
     if name not in FORMATS:
-        raise ConfigError(f"format `{name}` is unknown", where="--format", do=f"Write one of {', '.join(FORMATS)}.")
+        raise ConfigError(
+            f"format `{name}` is unknown",
+            where="--format",
+            do=f"Write one of {', '.join(FORMATS)}, or module:Class for your own.",
+        )
     return FORMATS[name]
 
 
