@@ -63,11 +63,10 @@ class DataError(DistLMError):
 
 
 class RunCrashed(DistLMError):
-    """A run that was started from Python ended for a reason that dist_lm did not foresee."""
+    """A run that Python started ended for an unforeseen reason, and the launcher's restarts are used up."""
 
     kind = "crash"
     exit_code = EXIT_CRASH
-    restart_helps = True
 
 
 class EnvironmentFault(DistLMError):
