@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What looks at the environment stands outside it, so that it does not change what it sees.
+TOOLS := .venv-tools
 
-.PHONY: setup demo test soak browser check errors bench clean
+.PHONY: setup demo test soak browser check errors bench audit sbom clean
 
 setup: $(VENV)/ready
 
@@ -44,5 +46,21 @@ bench: setup
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/data.py
 
+$(TOOLS)/ready: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install -q pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
+# Known vulnerabilities of the pinned packages.  It asks pypi.org, so it needs the network; a package that
+# could not be looked up is a failure.
+audit: $(TOOLS)/ready
+	$(TOOLS)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+# dist/sbom.json (CycloneDX): what is installed in $(VENV), with versions and licences.
+sbom: setup $(TOOLS)/ready
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type library \
+		--short-PURLs --output-reproducible --of JSON --output-file dist/sbom.json
+
 clean:
-	rm -rf demo $(VENV)
+	rm -rf demo $(VENV) $(TOOLS)

@@ -59,6 +59,13 @@ def test_workflows_run_make_targets_that_exist() -> None:
     assert {command.removeprefix("make ") for command in commands} <= targets
 
 
+def test_the_make_targets_that_a_page_names_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    pages = [*PAGES, REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
+    named = {name for page in pages for name in re.findall(r"(?:^|`)make (\w+)", page.read_text(), re.MULTILINE)}
+    assert {"audit", "browser", "sbom", "test"} <= named <= targets
+
+
 def test_the_verbs_and_options_that_a_page_names_exist() -> None:
     top = typer.main.get_command(app)
     checked = 0
