@@ -38,7 +38,13 @@ config_app = typer.Typer(
     "dist-lm config schema > schema.json",
     no_args_is_help=True,
 )
-ops_app = typer.Typer(help="DeepSpeed's compiled ops.", no_args_is_help=True)
+ops_app = typer.Typer(
+    help="DeepSpeed's compiled ops: built once, before a run has to wait for them.\n\n"
+    "dist-lm ops build\n\n"
+    "TORCH_EXTENSIONS_DIR=/shared/ops dist-lm ops build\n\n"
+    "CXX=g++-12 dist-lm ops build",
+    no_args_is_help=True,
+)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")

@@ -19,8 +19,20 @@ data_app = typer.Typer(
     "dist-lm data verify data/train",
     no_args_is_help=True,
 )
-corpus_app = typer.Typer(help="Corpora that every machine has.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+corpus_app = typer.Typer(
+    help="Corpora that every machine has.\n\n"
+    "dist-lm data corpus docs --out corpus.jsonl\n\n"
+    "dist-lm data corpus docs --out small.jsonl --limit-mb 5\n\n"
+    "dist-lm data corpus packages corpus.jsonl --out packages.jsonl",
+    no_args_is_help=True,
+)
+tokenizer_app = typer.Typer(
+    help="Train tokenizers.\n\n"
+    "dist-lm tokenizer train corpus.jsonl --vocab-size 8000 --out tokenizer\n\n"
+    "dist-lm tokenizer train corpus.jsonl --kind bpe --vocab-size 8000 --out gpt-tokenizer\n\n"
+    "dist-lm tokenizer train 'dump/*.parquet' --field text=article --max-mb 500 --out tokenizer",
+    no_args_is_help=True,
+)
 data_app.add_typer(corpus_app, name="corpus")
 
 _PROGRESS_S = 3.0

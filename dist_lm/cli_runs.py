@@ -92,6 +92,8 @@ def report(
 
     dist-lm report runs/demo
 
+    dist-lm report runs/* --out all.html
+
     dist-lm report runs/lr-1e-3 runs/lr-1e-4 --out comparison.html
     """
     from dist_lm import disk

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -62,18 +63,30 @@ def test_help_works_and_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     assert imported(done) & HEAVY == set()
 
 
-GROUPS = ["", "config", "data", "job", "cluster", "checkpoints"]
+def command_of(words: tuple[str, ...]) -> Any:
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    return command
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_group_of_verbs_shows_three_examples_whose_verbs_exist(group: str) -> None:
-    command = typer.main.get_command(app)
-    if group:
-        command = command.commands[group]  # type: ignore[attr-defined]
-    examples = [line.split()[1:] for line in (command.help or "").splitlines() if line.startswith("dist-lm ")]
+WITH_EXAMPLES = [words for words in verbs() if hasattr(command_of(words), "commands")]
+WITH_EXAMPLES += [("plan",), ("doctor",), ("report",)]
+
+
+@pytest.mark.parametrize("words", WITH_EXAMPLES, ids=lambda words: " ".join(words) or "dist-lm")
+def test_a_group_of_verbs_shows_three_examples_whose_verbs_and_options_exist(words: tuple[str, ...]) -> None:
+    examples = re.findall(r"^(?:[A-Z_]+=\S+ )*dist-lm (.+)$", command_of(words).help, re.MULTILINE)
     assert len(examples) == 3
-    for words in examples:
-        assert tuple(words[: 2 if group else 1]) in verbs()
+    for example in examples:
+        given = example.split()
+        path: tuple[str, ...] = ()
+        while given and (*path, given[0]) in verbs():
+            path = (*path, given.pop(0))
+        assert path[: len(words)] == words
+        known = {option for parameter in command_of(path).params for option in parameter.opts}
+        assert {word for word in given if word.startswith("-")} <= known
+        assert not hasattr(command_of(path), "commands"), "an example ends in a verb, not in a group"
 
 
 def test_a_shell_completes_verbs() -> None:
