@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What looks at the environment stands outside it, so that it does not change what it sees.
 TOOLS := .venv-tools
 
-.PHONY: setup demo test soak browser check errors bench audit sbom clean
+.PHONY: setup demo test soak browser check errors bench audit sbom docs clean
 
 setup: $(VENV)/ready
 
@@ -41,6 +41,11 @@ check: setup
 # docs/errors.md, from the classes of errors.
 errors: setup
 	$(BIN)/python docs/make_errors.py
+
+# The site of docs/*.md in site/; every link is checked.
+docs: setup
+	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	$(BIN)/python bench/step.py

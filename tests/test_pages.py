@@ -59,6 +59,18 @@ def test_workflows_run_make_targets_that_exist() -> None:
     assert {command.removeprefix("make ") for command in commands} <= targets
 
 
+def test_every_page_stands_in_the_navigation_of_the_site() -> None:
+    groups = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
+    entries = [value for group in groups for value in group.values()]
+    named = [page for entry in entries for page in ([entry] if isinstance(entry, str) else map(_only_value, entry))]
+    assert sorted(named) == [page.name for page in PAGES]
+
+
+def _only_value(entry: dict[str, str]) -> str:
+    (value,) = entry.values()
+    return value
+
+
 def test_the_make_targets_that_a_page_names_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     pages = [*PAGES, REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]

@@ -33,6 +33,7 @@ from tests.token_rows import TEXTS, token_rows, token_view, train_kind
 EXAMPLES = REPOSITORY / "docs" / "examples"
 # As a user of the examples would write it; the ranks import this file, so only its last lines act.
 PROGRAM = """
+import os
 import sys
 from pathlib import Path
 
@@ -49,6 +50,8 @@ if __name__ == "__main__":
         dist_lm.run_training(recipe, ["run.seed=1"], cpu=1, max_restarts=0)
     except RunCrashed as error:
         print(error)
+    # The server that ranks are forked from keeps what is only deleted here.
+    os.environ["DIST_LM_FAULT"] = ""
     train_in_python.main(folder)
     try:
         dist_lm.run_training(recipe, ["run.seed=2"], cpu=1)
@@ -58,6 +61,7 @@ if __name__ == "__main__":
         "task.name=custom",
         "task.class=replaced_tokens:ReplacedTokens",
         "task.options.share=0.3",
+        "run.eval_every=4",
         f"run.dir={folder}/own",
     ]
     print(dist_lm.run_training(recipe, own, cpu=1).state)
@@ -115,10 +119,20 @@ def test_python_hears_the_error_of_the_ranks(trained: tuple[Path, subprocess.Com
 def test_a_task_from_outside_is_trained_and_judged(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = trained
     assert done.stdout.splitlines()[-1] == "done"
-    (heldout,) = read_metrics(folder / "own" / "metrics.jsonl", "eval")
+    heldout = read_metrics(folder / "own" / "metrics.jsonl", "eval")[-1]
     assert heldout["loss"] == heldout["replaced_loss"]
     assert heldout["replaced_loss"] < np.log(2), "less than two equally likely answers give"
     assert heldout["replaced_accuracy"] == pytest.approx(0.7, abs=0.05), "three of ten tokens are replaced"
+
+
+def test_the_time_of_an_evaluation_is_told_by_the_record_that_it_falls_into(
+    trained: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = trained
+    records = read_metrics(folder / "own" / "metrics.jsonl", "train")
+    (record,) = [record for record in records if "evaluation_seconds" in record]
+    assert record["step"] == 5, "the evaluation stands behind step 4"
+    assert 0 < record["evaluation_seconds"] < record["step_seconds"]
 
 
 @pytest.fixture
