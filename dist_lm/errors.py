@@ -62,13 +62,6 @@ class DataError(DistLMError):
     exit_code = 3
 
 
-class RunCrashed(DistLMError):
-    """A run that Python started ended for an unforeseen reason, and the launcher's restarts are used up."""
-
-    kind = "crash"
-    exit_code = EXIT_CRASH
-
-
 class EnvironmentFault(DistLMError):
     """The machine lacks something: space, rights, a library, a peer."""
 

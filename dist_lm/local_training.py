@@ -12,9 +12,16 @@ from pathlib import Path
 from dist_lm.cluster.local import LocalLaunch, launch
 from dist_lm.config_files import LoadedConfig
 from dist_lm.deepspeed_config import load_run
-from dist_lm.errors import EXIT_DONE, ConfigError, DistLMError, RunCrashed
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, DistLMError
 from dist_lm.run_dir import RunDir
 from dist_lm.status import Status, status_of
+
+
+class RunCrashed(DistLMError):
+    """A run that Python started ended for an unforeseen reason, and the launcher's restarts are used up."""
+
+    kind = "crash"
+    exit_code = EXIT_CRASH
 
 
 def start(loaded: LoadedConfig, config: Path, overrides: Sequence[str], *, cpu: int, max_restarts: int) -> int:

@@ -17,7 +17,6 @@ from dist_lm.errors import (
     Diverged,
     EnvironmentFault,
     OutOfMemory,
-    RunCrashed,
     Stalled,
     StopRequested,
 )
@@ -25,7 +24,6 @@ from dist_lm.errors import (
 pytestmark = pytest.mark.fast
 
 EXIT_CODES = {
-    RunCrashed: EXIT_CRASH,
     ConfigError: 2,
     DataError: 3,
     EnvironmentFault: 4,
@@ -66,7 +64,7 @@ def test_every_error_class_has_its_own_documented_exit_code() -> None:
         if isinstance(value, type) and issubclass(value, DistLMError) and value is not DistLMError
     }
     assert {error: error.exit_code for error in classes} == EXIT_CODES
-    assert len({*EXIT_CODES.values(), EXIT_DONE}) == len(EXIT_CODES) + 1
+    assert len({*EXIT_CODES.values(), EXIT_DONE, EXIT_CRASH}) == len(EXIT_CODES) + 2
     assert len({error.kind for error in classes}) == len(classes)
 
 

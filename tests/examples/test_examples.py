@@ -39,7 +39,8 @@ from pathlib import Path
 
 import dist_lm
 import train_in_python
-from dist_lm.errors import ConfigError, RunCrashed
+from dist_lm.errors import ConfigError
+from dist_lm.local_training import RunCrashed
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
