@@ -214,7 +214,6 @@ def test_a_format_that_is_not_there_is_refused() -> None:
         format_named("no_such_module:Thing")
 
 
-@pytest.mark.fast
 def test_importing_dist_lm_imports_nothing_else() -> None:
     code = (
         "import sys, dist_lm; print({'torch', 'pydantic', 'deepspeed', 'ray'} & set(sys.modules), dist_lm.run_training)"
