@@ -30,7 +30,7 @@ class DistLMError(Exception):
         self.do = do
 
     def __str__(self) -> str:
-        head = f"error[{self.kind}] {self.what}"
+        head = self._head()
         lines = [f"{head}   ({self.where})" if self.where else head]
         lines += [f"  {line}" for line in self.why.splitlines()]
         lines += [f"  {line}" for line in self.do.splitlines()]
@@ -38,6 +38,9 @@ class DistLMError(Exception):
             # What to do stands last and must survive: the middle is what a reader misses least.
             lines = [*lines[: MAX_MESSAGE_LINES - 2], "  ...", lines[-1]]
         return "\n".join(lines)
+
+    def _head(self) -> str:
+        return f"error[{self.kind}] {self.what}"
 
     def __reduce__(self) -> tuple[object, ...]:
         facts = {"what": self.what, "where": self.where, "why": self.why, "do": self.do}
@@ -96,3 +99,7 @@ class StopRequested(DistLMError):
 
     kind = "stopped"
     exit_code = 75
+
+    def _head(self) -> str:
+        # What a person asked for is no error.
+        return self.what

@@ -100,11 +100,11 @@ def resume(parts: Parts, store: Store, run_id: str, small: SmallState, copies: L
     load(parts, checkpoint, small)
     if ranks.is_first:
         log.info(
-            "resume  step %d from %s, verified %d files, %d of them nearby (%.1f s)",
+            "resume  step %d from %s, verified %d files%s (%.1f s)",
             checkpoint.progress.step,
             checkpoint.name,
             len(checkpoint.files),
-            len(checkpoint.near),
+            f", {len(checkpoint.near)} of them here" if checkpoint.near else "",
             time.monotonic() - began_at,
         )
     return stamp(parts, _after_rollbacks(parts, checkpoint.progress))

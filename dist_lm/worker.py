@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dist_lm import ops
 from dist_lm.config_files import LoadedConfig
-from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError
+from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError, StopRequested
 from dist_lm.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
         ranks.barrier()
         disconnect()
         return EXIT_DONE
+    except StopRequested as error:
+        if rank == 0:
+            print(error, file=sys.stderr, flush=True)
+        return error.exit_code
     except DistLMError as error:
         report_failure(loaded, rank, str(error))
         return error.exit_code

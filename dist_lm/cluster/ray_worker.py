@@ -59,7 +59,8 @@ def train_on_worker(settings: dict[str, Any]) -> None:
         from dist_lm.ranks import disconnect
 
         # The driver tells errors that end the run.
-        report_failure(loaded, rank, str(error), tell=error.restart_helps)
+        if not isinstance(error, StopRequested):
+            report_failure(loaded, rank, str(error), tell=error.restart_helps)
         if error.restart_helps:
             raise
         write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})

@@ -87,8 +87,11 @@ def test_a_stop_request_saves_and_exits_with_75_and_the_same_command_goes_on(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 75, output
-    assert "error[stopped]" in output
     stopped_at = max(losses(run_dir))
+    assert f"stopped at step {stopped_at} of 20000" in output
+    # What a person asked for is no error.
+    assert "error" not in output
+    assert list((run_dir / "errors").glob("*")) == []
     assert [folder.name for folder in commit.published(run_dir / "checkpoints")] == [f"step-{stopped_at:08d}"]
     config["run"] |= {"steps": stopped_at + 2, "allow_change": ["run.steps"]}
     done = run(command(config, tmp_path))
