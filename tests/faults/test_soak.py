@@ -27,6 +27,8 @@ MINUTES = float(os.environ.get("DIST_LM_SOAK_MINUTES", "5"))
 SEED = int(os.environ.get("DIST_LM_SOAK_SEED", "1"))
 ROWS = 32
 DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__attention_probs_dropout_prob": 0.1}
+GENTLE = {"optim__lr": 2e-4}
+"""Sums of other numbers of ranks round otherwise, and hundreds of large steps would enlarge that beyond 1e-5."""
 SAME, CHANGING = ([2], 200, 0.8), ([1, 2, 3], 50, 0.2)
 """World sizes, kills, share of the minutes."""
 
@@ -42,7 +44,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on_as_the_calm_one(
 ) -> None:
     options: dict[str, Any] = {
         **{"zero": 2, "run__save_every": 3, "batch__micro": 8, "optim__schedule": {"kind": "constant"}},
-        **(DROPOUT if len(worlds) == 1 else {}),
+        **(DROPOUT if len(worlds) == 1 else GENTLE),
     }
     recipe = write_recipe(tmp_path / "recipe.yaml", topics_data, run__steps=10**6, **options)
     run, calm = tmp_path / "run", tmp_path / "calm" / "run"
