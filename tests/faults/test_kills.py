@@ -42,9 +42,9 @@ MATRIX = [
     for number, point in enumerate(POINTS)
     for rank in ("0", "1", "*")
     if point not in OF_EXPORT
-    # Only rank 0 publishes and prunes, only the others report.
+    # Only rank 0 publishes and prunes, only the other one reports.
     if not (rank == "1" and POINTS.index("before_manifest") <= number <= POINTS.index("after_prune"))
-    and not (rank == "0" and point == "after_report")
+    and not (rank != "1" and point == "after_report")
 ]
 
 
