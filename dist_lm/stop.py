@@ -7,6 +7,7 @@ Promises: the first signal only raises the flag; a second one ends the process a
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -118,8 +119,12 @@ def on_orphaned(stop: StopFlag, *, grandparent: bool) -> Callable[[], None]:
     """
     parent = os.getppid()
     above = _parent_of(parent) if grandparent else 0
+    # A rank that was forked from a preloaded server: the server outlives the launcher.
+    starter = multiprocessing.parent_process()
 
     def look() -> None:
+        if starter is not None and not Path(f"/proc/{starter.pid}").exists():
+            stop.request("the launcher is gone")
         if os.getppid() != parent or (grandparent and above > 1 and _parent_of(parent) != above):
             stop.request("the launcher is gone")
 
