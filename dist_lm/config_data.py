@@ -139,6 +139,11 @@ class DataSection(Section):
         return {"": self.heldout} if self.heldout else {}
 
     @property
+    def locations(self) -> list[str]:
+        """All data sets, those of training first."""
+        return [*(source.path for source in self.sources), *self.heldout_sets.values()]
+
+    @property
     def keys_with_secrets(self) -> list[str]:
         """Keys with a URL that holds, or may hold, a credential."""
         locations = {

@@ -12,13 +12,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BY_COMMAND = "dist-lm stop"
 BY_PEER = "another rank was asked to stop"
+
+
+def first_hand(reasons: Iterable[str]) -> list[str]:
+    """Of the reasons of all ranks those that no rank has from another one."""
+    return [reason for reason in reasons if reason not in ("", BY_PEER)]
 
 
 class StopFlag:
@@ -115,16 +120,15 @@ def on_orphaned(stop: StopFlag, *, grandparent: bool) -> Callable[[], None]:
     """A duty that asks to stop once this process's launcher is gone.
 
     `grandparent`: also once the launcher's own parent is gone.  The program `deepspeed` starts
-    another one that starts the ranks, and forwards no signal to either.
+    another one that starts the ranks, and forwards no signal to either.  A preloaded server that forks
+    ranks stands between them and their launcher, too, and outlives it.
     """
     parent = os.getppid()
-    above = _parent_of(parent) if grandparent else 0
-    # A rank that was forked from a preloaded server: the server outlives the launcher.
     starter = multiprocessing.parent_process()
+    grandparent = grandparent or (starter is not None and starter.pid != parent)
+    above = _parent_of(parent) if grandparent else 0
 
     def look() -> None:
-        if starter is not None and not Path(f"/proc/{starter.pid}").exists():
-            stop.request("the launcher is gone")
         if os.getppid() != parent or (grandparent and above > 1 and _parent_of(parent) != above):
             stop.request("the launcher is gone")
 

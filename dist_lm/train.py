@@ -35,7 +35,7 @@ from dist_lm.ranks import Ranks
 from dist_lm.resume import SmallState, resume, roll_back, set_damage_aside, stamp, with_state
 from dist_lm.sample_log import record_samples
 from dist_lm.schedule import learning_rate
-from dist_lm.stop import BY_PEER, StopFlag
+from dist_lm.stop import BY_PEER, StopFlag, first_hand
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class _Loop:
             if self.metrics:
                 self.metrics.close()
         if self.stop_agreed:
-            reasons = [reason for reason in self.ranks.gather(self.stop.reason) if reason not in ("", BY_PEER)]
+            reasons = first_hand(self.ranks.gather(self.stop.reason))
             raise StopRequested(
                 f"stopped at step {self.progress.step} of {self.config.run.steps}",
                 where=str(self.run_dir.path),

@@ -127,6 +127,6 @@ def test_urls_without_secrets_pass_and_the_cache_decides_nothing_of_what_is_comp
     write("c.yaml", BASE)
     plain = ["data.train=abfss://box@account.dfs.core.windows.net/train", "data.heldout=s3://bucket/held"]
     loaded = load_config(Path("c.yaml"), plain)
-    cached = load_config(Path("c.yaml"), [*plain, "data.cache.dir=/tmp/x", "data.cache.limit_gb=0.5"])
+    cached = load_config(Path("c.yaml"), [*plain, "data.cache.dir=cached", "data.cache.limit_gb=0.5"])
     assert identity(loaded.config) == identity(cached.config)
     assert cached.config.data.cache.limit_gb == 0.5

@@ -130,21 +130,27 @@ def _verified(
     store: Store, name: str, ranks: Ranks, run_id: str, copies: LocalCopies | None
 ) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint, and what the ranks find wrong with it."""
-    checkpoint, verdict = None, ""
-    try:
+    found: list[Checkpoint] = []
+
+    def read() -> str:
         checkpoint = Checkpoint.read(store, name)
-        if checkpoint.run_id != run_id:
-            verdict = f"its manifest is of another run ({checkpoint.run_id})"
-    except DataError as error:
-        verdict = f"{error.what}: {error.why}"
-    problems = [problem for problem in ranks.gather(verdict) if problem]
-    if problems or checkpoint is None:
+        found.append(checkpoint)
+        return "" if checkpoint.run_id == run_id else f"its manifest is of another run ({checkpoint.run_id})"
+
+    if problems := _problems(ranks, read):
         return None, problems
-    files = sorted(checkpoint.files)
+    (checkpoint,), files = found, sorted(found[0].files)
     if copies:
         checkpoint, files = copies.near(checkpoint)
+    return checkpoint, _problems(ranks, lambda: checkpoint.damage(files[ranks.rank :: ranks.world_size]))
+
+
+def _problems(ranks: Ranks, judge: Callable[[], str]) -> list[str]:
+    """The verdicts of all ranks, but for the good ones, which are empty; a collective call."""
     try:
-        verdict = checkpoint.damage(files[ranks.rank :: ranks.world_size])
+        verdict = judge()
+    except DataError as error:
+        verdict = f"{error.what}: {error.why}"
     except OSError as error:
         verdict = f"it cannot be read: {error}"
-    return checkpoint, [problem for problem in ranks.gather(verdict) if problem]
+    return [problem for problem in ranks.gather(verdict) if problem]

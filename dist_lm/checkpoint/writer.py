@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from dist_lm.checkpoint.commit import Retention, publish, tidy
 from dist_lm.checkpoint.fragments import Fragment
@@ -35,7 +36,9 @@ log = logging.getLogger(__name__)
 RETRY_PAUSES_S = (0.5, 2.0, 8.0, 30.0)
 """Pauses before a failed write is tried again."""
 _POLL_S = (0.01, 0.5)
-"""First and longest pause between two looks for the reports of the other ranks."""
+"""First and longest pause between two looks for what another rank writes."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,9 @@ class Writer:
         ranks = self._copies.neighbours() if self._copies else []
         if not self._copies or not ranks:
             return
-        pause_s, longest_s = _POLL_S
         try:
-            while self.store.size(draft.name, MANIFEST) is None:
-                if self._hurry.wait(pause_s):
-                    return
-                pause_s = min(pause_s * 1.5, longest_s)
+            if _await(lambda: self.store.size(draft.name, MANIFEST), self._hurry) is None:
+                return
             checkpoint = Checkpoint.read(self.store, draft.name)
             for rank in ranks:
                 self._copies.keep(
@@ -252,19 +252,27 @@ class Writer:
 
     def _await_reports(self, draft: Draft, own: dict[str, Any]) -> list[dict[str, Any]]:
         reports = [own]
-        pause_s, longest_s = _POLL_S
         for rank in range(1, self.ranks.world_size):
             # Without a limit: a rank that is gone ends the loop's collectives, and those end this.
-            while (content := self._look(draft, rank)) is None:
-                if self._ended.wait(pause_s):
-                    raise Abandoned
-                pause_s = min(pause_s * 1.5, longest_s)
+            content = _await(partial(self._look, draft, rank), self._ended)
+            if content is None:
+                raise Abandoned
             reports.append(json.loads(content))
         return reports
 
     def _look(self, draft: Draft, rank: int) -> bytes | None:
         found: bytes | None = self._persist("read", lambda: self.store.read_draft(draft, _report_name(rank)))
         return found
+
+
+def _await(look: Callable[[], T | None], given_up: threading.Event) -> T | None:
+    """What `look` finds in the end; None where it was given up before."""
+    pause_s, longest_s = _POLL_S
+    while (found := look()) is None:
+        if given_up.wait(pause_s):
+            return None
+        pause_s = min(pause_s * 1.5, longest_s)
+    return found
 
 
 def _file_name(rank: int) -> str:

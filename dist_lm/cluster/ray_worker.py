@@ -20,7 +20,7 @@ from dist_lm.disk import disk_errors, write_json
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
-from dist_lm.stop import BY_PEER
+from dist_lm.stop import first_hand
 
 if TYPE_CHECKING:
     from dist_lm.ranks import Ranks
@@ -124,7 +124,7 @@ def _stop_at_notice(stop: StopFlag, regroup_file: Path) -> None:
 def _leave_group(ranks: Ranks, stop: StopFlag) -> None:
     """Where only a change of nodes stopped the ranks, raise GroupChanges, for Ray to start the next group:
     a return it would take for the end of the run.  Returns where a person asked to stop."""
-    reasons = set(ranks.gather(stop.reason)) - {"", BY_PEER}
+    reasons = set(first_hand(ranks.gather(stop.reason)))
     if not reasons <= {NODE_GOES, NODES_COME}:
         return
     told = " and ".join(sorted(reasons))

@@ -246,7 +246,14 @@ class ShardReader:
                 offsets = [int(offset) for offset in self._offsets[shard][lo_block : hi_block + 1]]
                 remote = self._remote and cached is None
                 window = Window(
-                    *(file, path, entry.content, lo_block, offsets), remote=remote, scratch=self._scratch, places=places
+                    file,
+                    path,
+                    entry.content,
+                    lo_block,
+                    offsets,
+                    remote=remote,
+                    scratch=self._scratch,
+                    places=places,
                 )
                 samples = self._wds.tariterators.group_by_keys(_for_grouping(window, entry.name))
                 for block in range(lo_block, hi_block):

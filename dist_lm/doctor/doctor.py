@@ -72,7 +72,7 @@ def _run_folders(config: RunConfig) -> Iterator[Finding]:
         yield from storage.check_folder(config.run.checkpoints, "checkpoints")
     if config.data.cache.dir is not None:
         yield from storage.check_folder(config.data.cache.dir, "shard cache")
-    for location in [*(source.path for source in config.data.sources), *config.data.heldout_sets.values()]:
+    for location in config.data.locations:
         yield from storage.check_library(location)
 
 

@@ -43,7 +43,7 @@ def check_data_bytes(config: RunConfig) -> Iterator[Finding]:
     """Every byte of every data set against its manifest."""
     from dist_lm.data.verify import verify_dataset
 
-    for location in [*(source.path for source in config.data.sources), *config.data.heldout_sets.values()]:
+    for location in config.data.locations:
         try:
             manifest = verify_dataset(location)
         except DistLMError as error:

@@ -16,7 +16,7 @@ from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.shards import ShardReader
 from dist_lm.data.stream import Stream
 from dist_lm.data.training_set import TrainingSet
-from dist_lm.data.views import view_of
+from dist_lm.data.views import View, view_of
 from dist_lm.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fast
@@ -48,6 +48,14 @@ def expected_rows(dataset: TextDataset, seq_len: int) -> np.ndarray:
     )
 
 
+def any_range(view: View, data: st.DataObject) -> tuple[int, int, int]:
+    """A shard, and rows [lo, hi) of it, at least one."""
+    shard = data.draw(st.sampled_from([shard for shard, rows in enumerate(view.shard_rows) if rows]))
+    lo = data.draw(st.integers(0, view.shard_rows[shard] - 1))
+    hi = data.draw(st.integers(lo + 1, view.shard_rows[shard]))
+    return shard, lo, hi
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_range_of_rows_is_the_text_cut_at_multiples_of_the_length(
@@ -56,9 +64,7 @@ def test_any_range_of_rows_is_the_text_cut_at_multiples_of_the_length(
     seq_len = data.draw(st.sampled_from(LENGTHS))
     view = view_of(dataset.manifest, seq_len)
     assert view.shard_rows == tuple(tokens // seq_len for tokens in SHARDS)
-    shard = data.draw(st.sampled_from([shard for shard, rows in enumerate(view.shard_rows) if rows]))
-    lo = data.draw(st.integers(0, view.shard_rows[shard] - 1))
-    hi = data.draw(st.integers(lo + 1, view.shard_rows[shard]))
+    shard, lo, hi = any_range(view, data)
     reader = ShardReader(dataset.folder, dataset.manifest)
     rows = np.concatenate([block["tokens"] for block in view.blocks(reader, shard, lo, hi)])
     start = sum(view.shard_rows[:shard])
@@ -72,9 +78,7 @@ def test_rows_that_are_read_into_an_array_are_those_of_the_blocks_and_nothing_el
 ) -> None:
     seq_len = data.draw(st.sampled_from(LENGTHS))
     view = view_of(dataset.manifest, seq_len)
-    shard = data.draw(st.sampled_from([shard for shard, rows in enumerate(view.shard_rows) if rows]))
-    lo = data.draw(st.integers(0, view.shard_rows[shard] - 1))
-    hi = data.draw(st.integers(lo + 1, view.shard_rows[shard]))
+    shard, lo, hi = any_range(view, data)
     pool = np.full((hi - lo + 5, seq_len), 999, dtype=np.uint16)
     reader = ShardReader(dataset.folder, dataset.manifest, reuse_memory=True)
     view.read_into({"tokens": pool}, 2, reader, shard, lo, hi)

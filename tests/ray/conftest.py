@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.gloo_ranks import REPOSITORY
 from tests.ray.hosts import Network, network
@@ -19,6 +20,16 @@ def head_net() -> Iterator[Network]:
         made.start_head(num_cpus=2)
         made.wait_for_nodes(1)
         yield made
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Ray in this process, with two CPUs; its head has no dashboard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

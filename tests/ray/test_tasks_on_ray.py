@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,20 +20,13 @@ from tests.data.preparation.preparing import TEXTS, files_of, options, write_lin
 from tests.gloo_ranks import REPOSITORY, run_command, write_recipe
 from tests.predictors.small_models import save_model, write_records
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 RECORDS = [{"text": text} for text in [*TEXTS, *TEXTS[:30]]]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return train_tokenizer(TEXTS, vocab_size=800, out=tmp_path_factory.mktemp("on_ray") / "tokenizer")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_ray_makes_the_same_bytes_as_this_process(
