@@ -13,7 +13,7 @@ import pytest
 from tests.ray.hosts import Host, network
 from tests.ray.watched import WatchedRun, samples_in
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 SLOW = "4mbit"
 """What a host sends: half a second a step, so that the run is not far ahead of the test."""
 REDIS_PORT = 6380
