@@ -40,7 +40,9 @@ def groups(models: list[str]) -> list[dict[str, Any]]:
 
     def add(name: str, ranks: int, variants: str, *, leader: str = "", accumulation: int = 1, share: float = 1) -> None:
         words = {"leader": leader, "accumulation": accumulation, "share": share}
-        found.append({"group": f"{model} {name}", "model": model, "ranks": ranks, "variants": variants.split(), **words})
+        found.append(
+            {"group": f"{model} {name}", "model": model, "ranks": ranks, "variants": variants.split(), **words}
+        )
 
     for model in models:
         add("one rank", 1, "bare bare_again plain_head deepspeed1 zero0 zero1 bare_bf16 zero1_bf16", share=1.5)
@@ -111,7 +113,9 @@ def main() -> None:
             if options.only not in plan["group"]:
                 continue
             rounds = max(round(options.rounds * plan["share"]), 3)
-            results.append(run_group({**plan, "rounds": rounds, "rows": options.rows, "seq_len": options.seq_len}, folder))
+            results.append(
+                run_group({**plan, "rounds": rounds, "rows": options.rows, "seq_len": options.seq_len}, folder)
+            )
             print("\n".join(step_report.table(results[-1])), flush=True)
     figures = step_report.figures(results)
     print(json.dumps(figures))

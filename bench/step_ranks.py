@@ -76,9 +76,7 @@ def main() -> None:
     ranks = Ranks.connect()
     folder = Path(plan["folder"])
     task, data = step_data.open_task(folder, plan["model"], plan["seq_len"])
-    steps = step_data.load_steps(
-        task, data, ranks, rows=plan["rows"], accumulation=plan["accumulation"], count=BATCHES
-    )
+    steps = step_data.load_steps(task, data, ranks, rows=plan["rows"], accumulation=plan["accumulation"], count=BATCHES)
     scene = Scene(task, step_data.RECIPES[plan["model"]].model, steps, ranks)
     taken = measure(scene, plan, folder)
     padding = 1 - sum(step.tokens for step in steps) / sum(step.slots for step in steps)

@@ -8,7 +8,9 @@ targets over all ranks and micro-batches; how the batch was divided changes noth
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +20,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dist_lm import driven
 from dist_lm.config import OptimSection
 from dist_lm.data.order import keyed_hash
 from dist_lm.errors import EnvironmentFault
+from dist_lm.gradients import GradientReduction
 from dist_lm.parameters import groups
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 
 Sums = dict[str, Tensor]
 _DROPOUT = 201
+_NORM_EPSILON = 1e-6
+"""As in torch and DeepSpeed: a norm is never divided by zero."""
 
 
 def _no_fault(_point: str) -> str:
@@ -73,12 +79,14 @@ class Engine:
         # transformers hands out loaded weights in evaluation mode: without dropout.
         module.to(ranks.device).train()
         parameter_groups = groups(module, optim)
+        settings = copy.deepcopy(dict(deepspeed_settings))
+        own_reduction = driven.reduces_itself(settings)
         # In fp32 at stage 0 DeepSpeed clips without telling the norm, so the engine clips itself.
-        self._own_clip = optim.clip if _is_plain(deepspeed_settings) else None
-        settings = dict(deepspeed_settings)
+        self._own_clip = optim.clip if own_reduction or driven.is_plain(settings) else None
         if self._own_clip is not None:
             settings["gradient_clipping"] = 0.0
-        optimizer = _optimizer(optim, parameter_groups, offloaded=_offloads(deepspeed_settings))
+        accumulate_in = driven.hand_over_reduction(settings) if own_reduction else None
+        optimizer = driven.build_optimizer(optim, parameter_groups, offloaded=driven.offloads(settings))
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
@@ -95,6 +103,19 @@ class Engine:
                 do="Install a C++ compiler, then run `dist-lm ops build` to see its messages.",
             ) from error
         self.stage = int(self._engine.zero_optimization_stage())
+        self._reduction: GradientReduction | None = None
+        if own_reduction:
+            self._reduction = GradientReduction(
+                self._engine.optimizer,
+                [*module.parameters()],
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                bucket_elements=int(self._engine.zero_reduce_bucket_size()),
+                overlap=driven.overlaps(settings),
+                keep_whole=self.stage == 1,
+                accumulate_in=accumulate_in,
+            )
+            self._engine.set_gradient_accumulation_boundary(True)
         self._groups = [(group["lr_scale"], group["weight_decay"]) for group in parameter_groups]
         self._undo_first_step()
         self.check_groups()
@@ -145,7 +166,8 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         # DeepSpeed averages gradients over ranks; the loss is multiplied by their number first.
-        weights = {name: self.ranks.world_size / max(count, 1.0) for name, count in global_targets.items()}
+        factor = 1 if self._reduction is not None else self.ranks.world_size
+        weights = {name: factor / max(count, 1.0) for name, count in global_targets.items()}
         seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         totals: Sums = {}
         began = self._clock()
@@ -154,30 +176,73 @@ class Engine:
                 before_micro_step(index)
                 seed = keyed_hash(self.seed, _DROPOUT, position, index, self.ranks.rank)
                 torch.manual_seed(int(seed) >> 1)
-                sums = self._engine(**micro_batch.to(self.ranks.device).inputs)
+                sums = self._forward(micro_batch)
                 fault("in_forward")
                 loss = sum(sums[f"{name}_loss"] * weight for name, weight in weights.items())
                 if fault("in_loss") == "nan":
                     loss = loss * float("nan")
                 forwarded = self._clock()
                 seconds["forward"] += forwarded - began
-                self._engine.backward(loss, scale_wrt_gas=False)
+                self._backward(loss)
                 began = self._clock()
                 seconds["backward"] += began - forwarded
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach() if name in totals else value.detach()
         fault("before_optimizer")
-        grad_norm, finite = None, True
-        if self._own_clip is not None:
-            grad_norm = self._clip()
-            finite = bool(torch.isfinite(grad_norm))
-            if not finite:
-                # Without gradients the optimizer does nothing; DeepSpeed's own wrappers skip by themselves.
-                self.module.zero_grad(set_to_none=True)
-        self._engine.step()
+        grad_norm, applied = self._update()
         seconds["optimizer"] = self._clock() - began
-        applied = finite and bool(self._engine.was_step_applied())
-        return StepResult(totals, self._grad_norm() if grad_norm is None else grad_norm, applied, seconds)
+        return StepResult(totals, grad_norm, applied, seconds)
+
+    def _forward(self, micro_batch: MicroBatch) -> Sums:
+        # DeepSpeed's own forward prepares its own backward.
+        module = self._engine if self._reduction is None else self.module
+        sums: Sums = module(**micro_batch.to(self.ranks.device).inputs)
+        return sums
+
+    def _backward(self, loss: Any) -> None:
+        if self._reduction is None:
+            self._engine.backward(loss, scale_wrt_gas=False)
+        else:
+            loss.backward()
+
+    def _update(self) -> tuple[float | Tensor, bool]:
+        """Gradient norm before clipping, and whether the gradient was finite and the weights have changed."""
+        if self._own_clip is None:
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm()
+            return 0.0 if norm is None else norm, bool(self._engine.was_step_applied())
+        grad_norm = self._norm()
+        # The one value of a step that the host waits for: it decides whether there is an update.
+        value = float(grad_norm)
+        finite = math.isfinite(value)
+        if finite:
+            self._clip(value)
+        if self._reduction is None:
+            if not finite:
+                # Without gradients the optimizer does nothing.
+                self.module.zero_grad(set_to_none=True)
+            self._engine.step()
+        else:
+            if finite:
+                self._reduction.hand_over()
+                self._engine.step()
+            self._reduction.release()
+        return value, finite
+
+    def _norm(self) -> Tensor:
+        if self._reduction is not None:
+            return self._reduction.norm()
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _clip(self, norm: float) -> None:
+        if not self._own_clip or norm <= self._own_clip:
+            return
+        factor = self._own_clip / (norm + _NORM_EPSILON)
+        if self._reduction is not None:
+            self._reduction.scale(factor)
+        else:
+            torch._foreach_mul_([p.grad for p in self.module.parameters() if p.grad is not None], factor)
 
     @torch.no_grad()
     def evaluate(self, micro_batch: MicroBatch) -> Sums:
@@ -193,55 +258,21 @@ class Engine:
     def _one_reduction(self, micro_steps: int) -> Iterator[Callable[[int], None]]:
         """Gradients of all micro-batches are reduced once, where the stage allows it.
 
-        Stages 0 and 1 reduce at the boundary that we set.  Stage 2 would reduce after every
-        micro-batch; coalescing keeps local gradients for one step and saves that traffic.  Stage 3
-        is chosen for its memory, so it goes on reducing each time.
+        DeepSpeed's own stage 2 would reduce after every micro-batch; coalescing keeps local gradients
+        for one step and saves that traffic.  Stage 3 is chosen for its memory, so it goes on reducing
+        each time.
         """
+        reduction = self._reduction
         offload = self._engine.zero_optimization() and self._engine.zero_cpu_offload()
-        if self.stage == 2 and micro_steps > 1 and not offload:
+        if reduction is not None:
+            yield lambda index: reduction.begin(index, micro_steps)
+            reduction.finish()
+        elif self.stage == 2 and micro_steps > 1 and not offload:
             with self._engine.coalesce_grad_reduction():
                 yield lambda index: None
             self._engine.set_gradient_accumulation_boundary(True)
         else:
             yield lambda index: self._engine.set_gradient_accumulation_boundary(index == micro_steps - 1)
 
-    def _clip(self) -> Tensor:
-        """Norm of the reduced gradients before they are clipped to the configured one."""
-        limit = self._own_clip or float("inf")
-        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-
-    def _grad_norm(self) -> float | Tensor:
-        norm = self._engine.get_global_grad_norm()
-        return 0.0 if norm is None else norm
-
     def close(self) -> None:
         self._engine.destroy()
-
-
-def _offloads(settings: Mapping[str, Any]) -> bool:
-    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    return bool(device != "none")
-
-
-def _optimizer(
-    optim: OptimSection, parameter_groups: list[dict[str, Any]], *, offloaded: bool
-) -> torch.optim.Optimizer:
-    """Optimizers that treat each element alone: ZeRO hands them pieces of flattened parameters."""
-    adaptive: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    if optim.name == "sgd":
-        return torch.optim.SGD(parameter_groups, lr=optim.lr, momentum=optim.momentum)
-    if optim.name == "nadam":
-        return torch.optim.NAdam(parameter_groups, **adaptive, decoupled_weight_decay=True)
-    if offloaded:
-        # States on the host need DeepSpeed's own CPU Adam; elsewhere torch's fused one is as fast and
-        # needs no compiler.
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(parameter_groups, **adaptive)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(parameter_groups, **adaptive, fused=True)
-
-
-def _is_plain(settings: Mapping[str, Any]) -> bool:
-    """Stage 0 in fp32: DeepSpeed uses the optimizer as it is, without a wrapper."""
-    low_precision = any(settings.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
-    return settings.get("zero_optimization", {}).get("stage", 0) == 0 and not low_precision

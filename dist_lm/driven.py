@@ -1,0 +1,84 @@
+"""How DeepSpeed is driven: which parts of a step it does, and which the engine does.
+
+Enters: resolved DeepSpeed settings.  Leaves: an optimizer that ZeRO can take apart, and the settings of
+what DeepSpeed shall not do a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dist_lm.config import OptimSection
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DEEPSPEEDS_OWN = (
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "disable_allgather",
+)
+"""Settings about the reduction that only DeepSpeed's own has."""
+_DEEPSPEEDS_OWN_IN_ZERO = ("round_robin_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce")
+
+
+def reduces_itself(settings: Mapping[str, Any]) -> bool:
+    """Whether dist_lm/gradients.py reduces gradients: stages 1 and 2 in fp32 or bf16, on the ranks' device.
+
+    fp16 needs DeepSpeed's loss scale, offload its copies to the host; and who sets a key about the
+    reduction gets DeepSpeed's.
+    """
+    zero = settings.get("zero_optimization", {})
+    fp16 = settings.get("fp16", {}).get("enabled", False)
+    compiled = settings.get("compile", {}).get("deepcompile", False)
+    asked = any(name in settings for name in _DEEPSPEEDS_OWN) or any(name in zero for name in _DEEPSPEEDS_OWN_IN_ZERO)
+    return zero.get("stage", 0) in (1, 2) and not (fp16 or offloads(settings) or compiled or asked)
+
+
+def hand_over_reduction(settings: dict[str, Any]) -> torch.dtype | None:
+    """Switch off what DeepSpeed would do with gradients; the type in which micro-batches are summed, if set.
+
+    Norm, clipping and the search for infinities are the engine's; without the type DeepSpeed has the
+    same optimizer for stages 1 and 2.
+    """
+    settings["zero_optimization"]["compute_grad_norm"] = False
+    settings.setdefault("bf16", {})["check_grad_overflow"] = False
+    types = settings.get("data_types", {})
+    return _DTYPES.get(types.pop("grad_accum_dtype", None))
+
+
+def overlaps(settings: Mapping[str, Any]) -> bool:
+    """Whether gradients are reduced beside the backward pass; DeepSpeed's default at stage 3 is ours at 1 and 2."""
+    asked = settings.get("zero_optimization", {}).get("overlap_comm")
+    return asked is None or bool(asked)
+
+
+def offloads(settings: Mapping[str, Any]) -> bool:
+    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    return bool(device != "none")
+
+
+def is_plain(settings: Mapping[str, Any]) -> bool:
+    """Stage 0 in fp32: DeepSpeed uses the optimizer as it is, without a wrapper."""
+    low_precision = any(settings.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
+    return settings.get("zero_optimization", {}).get("stage", 0) == 0 and not low_precision
+
+
+def build_optimizer(
+    optim: OptimSection, parameter_groups: list[dict[str, Any]], *, offloaded: bool
+) -> torch.optim.Optimizer:
+    """Optimizers that treat each element alone: ZeRO hands them pieces of flattened parameters."""
+    adaptive: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    if optim.name == "sgd":
+        return torch.optim.SGD(parameter_groups, lr=optim.lr, momentum=optim.momentum)
+    if optim.name == "nadam":
+        return torch.optim.NAdam(parameter_groups, **adaptive, decoupled_weight_decay=True)
+    if offloaded:
+        # States on the host need DeepSpeed's own CPU Adam; elsewhere torch's fused one is as fast and
+        # needs no compiler.
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameter_groups, **adaptive)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(parameter_groups, **adaptive, fused=True)
