@@ -169,9 +169,9 @@ OFTEN = ("local, dist-lm stop", "deepspeed, SIGTERM")
 
 def check_request(name: str, data: Path, folder: Path) -> None:
     launcher, ask, exit_code = REQUESTS[name]
-    recipe = write_recipe(
-        folder / "recipe.yaml", data, **{**COMMON, "run__eval_every": 0, "run__best": None}, run__steps=20_000
-    )
+    # The rate is the same whatever run.steps is, so that a shorter calm run is comparable.
+    options = {**COMMON, "run__eval_every": 0, "run__best": None, "optim__schedule": {"kind": "constant"}}
+    recipe = write_recipe(folder / "recipe.yaml", data, **options, run__steps=20_000)
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -197,6 +197,11 @@ def check_request(name: str, data: Path, folder: Path) -> None:
     assert LocalStore(run / "checkpoints").names()[0] == f"step-{reached:08d}"
     assert all_verify(run)
     assert status_of(RunDir(run)).attempts[0]["reason"] == "stopped"
+    # What follows the stop is what would have been.
+    longer = {**options, "run__steps": reached + 2, "run__allow_change": ["run.steps"]}
+    train_scenarios(folder, [scenario(data, folder / name, **longer) for name in ("run", "calm")], num_ranks=2)
+    assert RunDir(run).attempt_facts(2)["from_step"] == reached
+    assert losses(run) == losses(folder / "calm")
 
 
 @pytest.mark.parametrize("name", OFTEN)
