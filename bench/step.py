@@ -38,22 +38,32 @@ def groups(models: list[str]) -> list[dict[str, Any]]:
     """The process groups, each with the variants that take turns in it."""
     found: list[dict[str, Any]] = []
 
-    def add(name: str, ranks: int, variants: str, *, leader: str = "", accumulation: int = 1, share: float = 1) -> None:
+    def add(
+        model: str, name: str, ranks: int, variants: str, *, leader: str = "", accumulation: int = 1, share: float = 1
+    ) -> None:
         words = {"leader": leader, "accumulation": accumulation, "share": share}
         found.append(
             {"group": f"{model} {name}", "model": model, "ranks": ranks, "variants": variants.split(), **words}
         )
 
     for model in models:
-        add("one rank", 1, "bare bare_again plain_head deepspeed1 zero0 zero1 bare_bf16 zero1_bf16", share=1.5)
+        add(model, "one rank", 1, "bare bare_again plain_head deepspeed1 zero0 zero1 bare_bf16 zero1_bf16", share=1.5)
         add(
+            model,
             "two ranks",
             2,
             "bare bare_again ddp deepspeed2 zero1 zero2 zero3 ddp_bf16 zero1_bf16",
             leader="hf_trainer",
         )
-        add("two ranks, 4 micro-steps", 2, "ddp bare bare_again deepspeed2 zero1 zero2", accumulation=4, share=0.5)
-        add("two ranks, HF + DeepSpeed", 2, "bare bare_again zero2 zero1_bf16", leader="hf_deepspeed")
+        add(
+            model,
+            "two ranks, 4 micro-steps",
+            2,
+            "ddp bare bare_again deepspeed2 zero1 zero2",
+            accumulation=4,
+            share=0.5,
+        )
+        add(model, "two ranks, HF + DeepSpeed", 2, "bare bare_again zero2 zero1_bf16", leader="hf_deepspeed")
     return found
 
 

@@ -105,9 +105,10 @@ def table(result: dict[str, Any]) -> list[str]:
 def write(out: Path, results: list[dict[str, Any]], found: dict[str, Any], command: str) -> None:
     """A table for people, and the figures as JSON beside it."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    machine = f"{os.cpu_count()} cores, {_processor()}, load {os.getloadavg()[1]:.1f}"
     facts = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {_processor()}, load {os.getloadavg()[1]:.1f}, Python {platform.python_version()}",
+        "machine": machine,
         "commit": commit.stdout.strip(),
         "command": command,
     }

@@ -165,6 +165,7 @@ def dist_lm_engine(scene: Scene, *, stage: int, precision: str = "fp32", compile
         micro_rows=scene.micro_rows,
         micro_steps=scene.accumulation,
         hidden_size=model.config.hidden_size,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     engine = Engine(
         model,

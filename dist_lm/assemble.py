@@ -121,6 +121,7 @@ def _build(
         micro_rows=inputs.plan.rows_per_micro,
         micro_steps=inputs.plan.micro_steps,
         hidden_size=getattr(model.config, "hidden_size", None),
+        num_parameters=num_parameters,
         source_of=loaded.origins,
     )
     _together(ranks, lambda: check_with_deepspeed(resolved.settings, ranks.world_size, file=config.deepspeed))

@@ -107,12 +107,14 @@ def resolve(
     micro_rows: int,
     micro_steps: int,
     hidden_size: int | None = None,
+    num_parameters: int | None = None,
     source_of: Mapping[str, str] | None = None,
 ) -> ResolvedDeepSpeed:
     """The settings of one run on `world_size` ranks.
 
     `micro_rows`, `micro_steps`: rows and number of the micro-batches of one step on one rank.
-    `hidden_size`: of the model, for "auto" bucket sizes.  `source_of`: LoadedConfig.origins.
+    `hidden_size`, `num_parameters`: of the model, for "auto" and for what follows from its size.
+    `source_of`: LoadedConfig.origins.
     Raises ConfigError.
     """
     agreed = _agree(config, source_of if source_of is not None else _assumed_origins(config))
@@ -120,6 +122,8 @@ def resolve(
     problems = [*_sizes(agreed, world_size, micro_rows, micro_steps), *_accumulation(agreed)]
     settings = _complete(agreed, micro_rows, micro_steps, notes)
     problems += _formulas(agreed, settings, hidden_size, notes)
+    if num_parameters is not None:
+        _suit(settings["zero_optimization"], num_parameters)
     raise_problems(problems, str(config.deepspeed), do=_ADVICE)
     left = [".".join(path) for path in auto_paths(settings) if path not in keys.AUTO_IN_DEEPSPEED]
     assert not left, f"unresolved auto: {left}"
@@ -278,6 +282,21 @@ def _formulas(
             yield Problem(f"`{name}` would be {value}", entry.place, do="Write a value.")
         _section(settings, path[:-1])[path[-1]] = value
         notes.append(f"{name} = {value}   {keys.FORMULAS[path].words}, from {entry.place}")
+
+
+def _suit(zero: dict[str, Any], num_parameters: int) -> None:
+    """Fill in what DeepSpeed has one default for, whatever the size of the model."""
+    if zero["stage"] in (1, 2):
+        # Some buckets are reduced while the backward pass still fills the others.
+        size = num_parameters // keys.BUCKETS_OF_A_MODEL
+        zero.setdefault("reduce_bucket_size", min(max(size, keys.SMALLEST_BUCKET), keys.LARGEST_BUCKET))
+    elif zero["stage"] == 3:
+        # The bucket is allocated whole; weights that are gathered once a step need no linear layer that
+        # gathers them again, in Python, for its gradient.
+        zero.setdefault("reduce_bucket_size", min(num_parameters, keys.LARGEST_BUCKET))
+        live = int(zero.get("stage3_max_live_parameters", keys.MOST_LIVE))
+        if num_parameters <= live:
+            zero.setdefault("memory_efficient_linear", False)
 
 
 def _section(settings: dict[str, Any], path: KeyPath) -> dict[str, Any]:

@@ -228,6 +228,12 @@ FORMULAS: dict[KeyPath, Formula] = {
     ("zero_optimization", "stage3_param_persistence_threshold"): Formula("10 x hidden size", lambda h: 10 * h),
 }
 
+SMALLEST_BUCKET, LARGEST_BUCKET = 1_000_000, 200_000_000
+BUCKETS_OF_A_MODEL = 8
+"""Elements of a reduction at stages 1 and 2, where the JSON does not say."""
+MOST_LIVE = 10**9
+"""DeepSpeed's default of stage3_max_live_parameters."""
+
 AUTO_IN_DEEPSPEED: frozenset[KeyPath] = frozenset({("data_types", "keep_in_fp32_modules")})
 """Settings in which "auto" has a meaning in DeepSpeed itself."""
 

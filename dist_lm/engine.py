@@ -72,6 +72,7 @@ class Engine:
         # It prints a line about its op, on each rank at each start.
         with contextlib.redirect_stdout(io.StringIO()):
             deepspeed.init_distributed(dist_backend="gloo" if ranks.device.type == "cpu" else "nccl", verbose=False)
+        driven.spare_host_work()
         self.ranks = ranks
         self.seed = seed
         self._clock = clock
@@ -178,7 +179,7 @@ class Engine:
                 torch.manual_seed(int(seed) >> 1)
                 sums = self._forward(micro_batch)
                 fault("in_forward")
-                loss = sum(sums[f"{name}_loss"] * weight for name, weight in weights.items())
+                loss: Any = sum(sums[f"{name}_loss"] * weight for name, weight in weights.items())
                 if fault("in_loss") == "nan":
                     loss = loss * float("nan")
                 forwarded = self._clock()
@@ -211,9 +212,8 @@ class Engine:
             self._engine.step()
             norm = self._engine.get_global_grad_norm()
             return 0.0 if norm is None else norm, bool(self._engine.was_step_applied())
-        grad_norm = self._norm()
         # The one value of a step that the host waits for: it decides whether there is an update.
-        value = float(grad_norm)
+        value = float(self._norm())
         finite = math.isfinite(value)
         if finite:
             self._clip(value)

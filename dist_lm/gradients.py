@@ -13,7 +13,7 @@ backward pass, and takes norms tensor by tensor; docs/performance.md has the mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,7 +62,13 @@ class _Bucket:
     missing: set[int] = field(default_factory=set)
     """Ids of the members whose gradients are not here yet."""
     buffer: Tensor | None = None
+    """At least as long as the bucket."""
     work: Any = None
+
+    @property
+    def filled(self) -> Tensor:
+        assert self.buffer is not None
+        return self.buffer[: self.end - self.begin]
 
 
 class GradientReduction:
@@ -80,9 +86,9 @@ class GradientReduction:
         keep_whole: bool,
         accumulate_in: torch.dtype | None,
     ) -> None:
-        """`parameters`: of the model, in its order.  `bucket_elements`: most elements of a collective, unless one parameter is larger.  `overlap`:
-        collectives run beside the backward pass.  `keep_whole`: stage 1.  `accumulate_in`: type of the
-        sum over micro-batches where it is not the parameters' own.
+        """`parameters`: of the model, in its order.  `bucket_elements`: most elements of a collective, unless
+        one parameter is larger.  `overlap`: collectives run beside the backward pass.  `keep_whole`:
+        stage 1.  `accumulate_in`: type of the sum over micro-batches where it is not the parameters' own.
         """
         for handle in optimizer._grad_acc_hooks:
             handle.remove()
@@ -101,9 +107,10 @@ class GradientReduction:
         self._sample: Tensor = optimizer.bit16_groups_flat[0]
         self._next = 0
         self._last_micro_step = self._whole = True
+        self._spare: list[Tensor] = []
         for bucket in self._buckets:
             for parameter, offset in bucket.members:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket, offset))
+                parameter.register_post_accumulate_grad_hook(partial(self._ready, bucket, offset))  # type: ignore[no-untyped-call]
 
     def begin(self, index: int, micro_steps: int) -> None:
         """Before the backward pass of micro-step `index`."""
@@ -147,6 +154,7 @@ class GradientReduction:
     def release(self) -> None:
         """After the step.  Memory of a CPU is kept: a fresh page costs more than what is written to it."""
         if self._sample.device.type != "cpu":
+            self._spare.clear()
             for group in self._groups:
                 group.whole = group.part = None
 
@@ -168,14 +176,14 @@ class GradientReduction:
             elif group.part is None or group.part.dtype != dtype:
                 group.part = torch.zeros(group.end - group.begin, dtype=dtype, device=self._sample.device)
 
+        if self._whole:
+            self._spare.clear()
+
     @property
     def _accumulates_apart(self) -> bool:
         """Micro-batches are summed in the flat groups, and not in the parameters' gradients."""
         whole = self._groups[0].whole
         return self._whole and whole is not None and whole.dtype != self._sample.dtype
-
-    def _hook(self, bucket: _Bucket, offset: int) -> Callable[[nn.Parameter], None]:
-        return partial(self._ready, bucket, offset)
 
     def _ready(self, bucket: _Bucket, offset: int, parameter: nn.Parameter) -> None:
         if self._last_micro_step:
@@ -206,16 +214,26 @@ class GradientReduction:
         bucket.missing.discard(id(parameter))
 
     def _buffer(self, bucket: _Bucket) -> Tensor:
-        if bucket.group.whole is not None and self._whole:
+        if self._whole:
+            assert bucket.group.whole is not None
             return bucket.group.whole[bucket.begin : bucket.end]
-        return torch.zeros(bucket.end - bucket.begin, dtype=self._sample.dtype, device=self._sample.device)
+        size = bucket.end - bucket.begin
+        fitting = [spare for spare in self._spare if spare.numel() >= size]
+        if not fitting:
+            return torch.zeros(size, dtype=self._sample.dtype, device=self._sample.device)
+        smallest = min(fitting, key=Tensor.numel)
+        self._spare = [spare for spare in self._spare if spare is not smallest]
+        if sum(parameter.numel() for parameter, _ in bucket.members) < size:
+            # Padding between parameters is reduced with them.
+            smallest.zero_()
+        return smallest
 
     def _launch(self) -> None:
         """Reduce the buckets that are full, in the order that all ranks keep."""
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             bucket = self._buckets[self._next]
             if self._world_size > 1:
-                bucket.work = dist.all_reduce(bucket.buffer, async_op=True)
+                bucket.work = dist.all_reduce(bucket.filled, async_op=True)
             self._next += 1
             if not self._whole and self._next > _IN_FLIGHT:
                 self._settle(self._buckets[self._next - 1 - _IN_FLIGHT])
@@ -227,18 +245,20 @@ class GradientReduction:
             bucket.work = None
         group, buffer = bucket.group, bucket.buffer
         bucket.buffer = None
-        begin, end = max(bucket.begin, group.begin), min(bucket.end, group.end)
-        if buffer is None or self._whole or begin >= end:
+        if buffer is None or self._whole:
             return
-        assert group.part is not None
-        group.part[begin - group.begin : end - group.begin].copy_(buffer[begin - bucket.begin : end - bucket.begin])
+        begin, end = max(bucket.begin, group.begin), min(bucket.end, group.end)
+        if begin < end:
+            assert group.part is not None
+            group.part[begin - group.begin : end - group.begin].copy_(buffer[begin - bucket.begin : end - bucket.begin])
+        self._spare.append(buffer)
 
 
 def _divide(
     group: _Group, parameters: Sequence[nn.Parameter], flat: Tensor, order: dict[int, int], most: int
 ) -> list[_Bucket]:
     """Buckets of neighbours, the last parameter of the group first."""
-    places = [(parameter.data.storage_offset() - flat.storage_offset(), parameter) for parameter in parameters]
+    places = [(int(parameter.data.storage_offset() - flat.storage_offset()), parameter) for parameter in parameters]
     buckets: list[_Bucket] = []
     for offset, parameter in sorted(places, key=lambda place: place[0], reverse=True):
         end = offset + parameter.numel()

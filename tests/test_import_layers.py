@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"sample_log", "engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
+    {"sample_log", "engine", "driven", "gradients", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
     {
         *(
             "train",
@@ -56,7 +56,7 @@ SEAMS = {
         "cluster/job_package.py",
         "data/preparation/runners.py",
     },
-    "deepspeed": {"engine.py", "deepspeed_config.py", "cluster/preload.py"},
+    "deepspeed": {"engine.py", "driven.py", "deepspeed_config.py", "cluster/preload.py"},
     "webdataset": {"data/shards.py"},
     "captum": {"predictors/attributions.py"},
 }
