@@ -1,6 +1,6 @@
 """A training step of a small BERT and a small GPT-2: bare PyTorch, DDP, HF Trainer, DeepSpeed, dist_lm.
 
-    python bench/step.py [--rounds 12] [--rows 8] [--seq-len 128] [--out bench/results/step.md]
+    python bench/step.py [--rounds 10] [--rows N] [--seq-len 128] [--out bench/results/step.md]
 
 How it measures: real text (the documentation of the installed packages), one thread a rank, gloo.  All
 variants of a process group hold the same first weights and take the same rows; they take turns, step
@@ -102,10 +102,42 @@ def run_group(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**plan, "seconds": [result["seconds"] for result in results], "padding": results[0]["padding"]}
 
 
+def data_wait(folder: Path, model: str, seq_len: int) -> float:
+    """Share of a run's time that its ranks wait for rows and make micro-batches of them.
+
+    A run of two ranks; the records are those after the first, in which the reader begins.
+    """
+    import step_data
+
+    from dist_lm.metrics import read_metrics
+
+    recipe = step_data.RECIPES[model]
+    with tempfile.TemporaryDirectory() as run:
+        settings = {
+            "task": recipe.task,
+            "model": recipe.model,
+            "data": {
+                "train": str(folder / f"{model}-{seq_len}" / "train"),
+                "tokenizer": str(folder / f"{model}-tokenizer"),
+            },
+            "batch": {"global": 2 * recipe.rows, "micro": recipe.rows},
+            "optim": {"lr": 1e-3},
+            "run": {"dir": run, "steps": 20, "log_every": 5},
+            "deepspeed": str(HERE.parent / "ds_configs" / "cpu_gloo.json"),
+        }
+        path = folder / "run.yaml"
+        path.write_text(json.dumps(settings))
+        command = [sys.executable, "-m", "dist_lm", "train", "-c", str(path), "--cpu", "2"]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+        subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+        records = read_metrics(Path(run) / "metrics.jsonl", "train")[1:]
+    return sum(record["data_seconds"] for record in records) / sum(record["step_seconds"] for record in records)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--rows", type=int, default=8, help="of a micro-batch on one rank")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rows", type=int, help="of a micro-batch on one rank; default: the recipe's, 16 and 8")
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--models", nargs="+", default=["bert", "gpt"], choices=["bert", "gpt"])
     parser.add_argument("--only", default="", help="part of the names of the process groups to run")
@@ -123,14 +155,14 @@ def main() -> None:
             if options.only not in plan["group"]:
                 continue
             rounds = max(round(options.rounds * plan["share"]), 3)
-            results.append(
-                run_group({**plan, "rounds": rounds, "rows": options.rows, "seq_len": options.seq_len}, folder)
-            )
-            print("\n".join(step_report.table(results[-1])), flush=True)
+            rows = options.rows or step_data.RECIPES[plan["model"]].rows
+            results.append(run_group({**plan, "rounds": rounds, "rows": rows, "seq_len": options.seq_len}, folder))
+            print(f"measured: {plan['group']}", flush=True)
     figures = step_report.figures(results)
+    if not options.only:
+        figures["data_wait"] = round(data_wait(folder, options.models[0], options.seq_len), 5)
+    step_report.record(results, figures, options.out)
     print(json.dumps(figures))
-    if options.out:
-        step_report.write(options.out, results, figures, " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

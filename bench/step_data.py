@@ -21,9 +21,11 @@ class Recipe(NamedTuple):
     kind: str
     tokenizer_kind: str
     model: dict[str, Any]
+    rows: int
+    """Of a micro-batch."""
 
 
-# The models of the recipes launch/recipes/*-mini-docs.yaml.
+# The models and micro-batches of the recipes launch/recipes/*-mini-docs.yaml.
 RECIPES = {
     "bert": Recipe(
         {"name": "mlm"},
@@ -34,6 +36,7 @@ RECIPES = {
             "size": "mini",
             "overrides": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         },
+        16,
     ),
     "gpt": Recipe(
         {"name": "causal_lm"},
@@ -44,6 +47,7 @@ RECIPES = {
             "size": "mini",
             "overrides": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         },
+        8,
     ),
 }
 

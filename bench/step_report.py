@@ -1,18 +1,16 @@
 """What bench/step.py found: ratios, tables, files.
 
-Enters: for each process group the seconds of each variant's steps, by rank.  Leaves: figures and text.
+Enters: for each process group the seconds of each variant's steps, by rank.  Leaves: figures and files.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import recorded
 
 WALL, CPU = 0, 1
 _PAIRS = {
@@ -102,25 +100,8 @@ def table(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def write(out: Path, results: list[dict[str, Any]], found: dict[str, Any], command: str) -> None:
-    """A table for people, and the figures as JSON beside it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    machine = f"{os.cpu_count()} cores, {_processor()}, load {os.getloadavg()[1]:.1f}"
-    facts = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine,
-        "commit": commit.stdout.strip(),
-        "command": command,
-    }
-    lines = ["# bench/step.py", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
-    for result in results:
-        lines += table(result)
-    out.write_text("\n".join([*lines, "```", json.dumps(found, indent=1), "```", ""]))
-    out.with_suffix(".json").write_text(json.dumps({**facts, **found}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+def record(results: list[dict[str, Any]], found: dict[str, Any], out: Path | None) -> None:
+    """Print the tables; with `out`, keep them, and the figures as JSON beside them."""
+    lines = [line for result in results for line in table(result)]
+    lines += ["```", json.dumps(found, indent=1), "```"]
+    recorded.record("A training step", "\n".join(lines), found, out)

@@ -43,11 +43,10 @@ class Scene:
     def at(self, number: int) -> Step:
         return self.steps[number % len(self.steps)]
 
-    def new_model(self, *, compiled: bool = False) -> Any:
+    def new_model(self) -> Any:
         from dist_lm.config import ModelSection
 
-        section = {**self.model, "compile": True} if compiled else self.model
-        return self.task.build_model(ModelSection(**section))
+        return self.task.build_model(ModelSection(**self.model))
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         from dist_lm.config import OptimSection
@@ -147,7 +146,7 @@ def dist_lm_engine(scene: Scene, *, stage: int, precision: str = "fp32", compile
     from dist_lm.deepspeed_config import resolve
     from dist_lm.engine import Engine
 
-    model = scene.new_model(compiled=compiled)
+    model = scene.new_model()
     config = RunConfig.model_validate(
         {
             "task": {"name": "mlm"},
@@ -174,6 +173,7 @@ def dist_lm_engine(scene: Scene, *, stage: int, precision: str = "fp32", compile
         deepspeed_settings=resolved.settings,
         ranks=scene.ranks,
         seed=1,
+        compiled=compiled,
     )
 
     def run(number: int) -> None:

@@ -133,6 +133,7 @@ def _build(
         deepspeed_settings=resolved.settings,
         ranks=ranks,
         seed=config.run.seed,
+        compiled=config.model.compile,
     )
     if ranks.is_first:
         _header(config, inputs, engine, num_parameters, attempt.number, launcher)

@@ -52,7 +52,9 @@ class Batch:
     local_tokens: int
     """Those of this rank."""
     seconds: float
-    """Time that this rank waited for its rows and for the other ranks."""
+    """Time that this rank waited for its rows, and made micro-batches of them."""
+    peer_seconds: float
+    """Time that it then waited for the other ranks."""
 
 
 def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[], bool]) -> LocalBatch:

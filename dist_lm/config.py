@@ -133,6 +133,14 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
         )
     if config.precision == "fp16" and config.zero == 0:
         yield "precision fp16 needs zero 1, 2 or 3: at stage 0 DeepSpeed does not clip", ("precision", "zero")
+    if config.model.compile and config.zero == 3:
+        yield (
+            "model.compile needs zero 0, 1 or 2: stage 3 gathers weights between the parts of a layer",
+            (
+                "model.compile",
+                "zero",
+            ),
+        )
     for key in ("eval_every", "best", "early_stop"):
         if getattr(run, key) and not config.data.heldout:
             yield f"run.{key} has no effect without data.heldout", (f"run.{key}", "data.heldout")

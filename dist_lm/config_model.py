@@ -49,6 +49,9 @@ class ModelSection(Section):
     lora: LoraSection = LoraSection()
     activation_checkpointing: bool = False
     """Keep only the inputs of layers, and compute the rest again in the backward pass: less memory."""
+    compile: bool = False
+    """Compile the layers with torch.compile at their first use; not at ZeRO stage 3.  Where no compiler
+    works the model trains as it is, and the log says so."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Implementation of attention; auto: transformers' choice for the model."""
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dist_lm import driven
+from dist_lm.compiled import compile_layers
 from dist_lm.config import OptimSection
 from dist_lm.data.order import keyed_hash
 from dist_lm.errors import EnvironmentFault
@@ -65,6 +66,7 @@ class Engine:
         deepspeed_settings: Mapping[str, Any],
         ranks: Ranks,
         seed: int,
+        compiled: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         import deepspeed
@@ -79,6 +81,8 @@ class Engine:
         module = TaskModule(model, task)
         # transformers hands out loaded weights in evaluation mode: without dropout.
         module.to(ranks.device).train()
+        if compiled:
+            compile_layers(model)
         parameter_groups = groups(module, optim)
         settings = copy.deepcopy(dict(deepspeed_settings))
         own_reduction = driven.reduces_itself(settings)

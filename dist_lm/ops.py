@@ -32,6 +32,15 @@ EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
 """torch reads it; every process of a run has it set to `extensions_folder`."""
 
 
+COMPILED_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def compiled_folder() -> Path:
+    """Where torch.compile keeps what it has compiled, for the next start."""
+    configured = os.environ.get(COMPILED_VARIABLE)
+    return Path(configured) if configured else extensions_folder().parent.parent / "torch_compiled"
+
+
 def extensions_folder() -> Path:
     """Where torch keeps compiled extensions of this Python environment."""
     configured = os.environ.get(EXTENSIONS_VARIABLE)

@@ -198,6 +198,7 @@ class _Loop:
         failure: DistLMError | None = self.writer.error or self.attempt.lost
         local = next_local(stream, self.task, self.parts.plan, self.stop.is_asked)
         failure = failure or local.failure
+        ready = time.perf_counter()
         self._fault("in_collective", step)
         # Targets (for the token-weighted loss), tokens, whether anybody was asked to stop, whether
         # rank 0's clock says that it is time to save, whether anybody has no data, could not save, or
@@ -218,8 +219,8 @@ class _Loop:
             return None
         assert local.rows is not None
         targets = dict(zip(self.task.objectives, counts, strict=True))
-        seconds = time.perf_counter() - began
-        return Batch(local.rows, local.micro_batches, targets, int(global_tokens), local.tokens, seconds)
+        waited = (ready - began, time.perf_counter() - ready)
+        return Batch(local.rows, local.micro_batches, targets, int(global_tokens), local.tokens, *waited)
 
     def _count(self, batch: Batch, result: StepResult) -> None:
         """Let the guard see the step, and add it to the window."""
@@ -241,6 +242,7 @@ class _Loop:
             slots=slots,
             padding=slots - batch.local_tokens,
             data_seconds=batch.seconds,
+            peer_seconds=batch.peer_seconds,
             **{f"{name}_seconds": value for name, value in result.seconds.items()},
         )
 

@@ -41,6 +41,8 @@ def prepare_environment() -> None:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "DS_LOG_LEVEL": "error",
         ops.EXTENSIONS_VARIABLE: str(ops.extensions_folder()),
+        # torch's own choice is in the folder for temporary files, which a restart may find empty.
+        ops.COMPILED_VARIABLE: str(ops.compiled_folder()),
     }.items():
         os.environ.setdefault(name, value)
     os.environ["PATH"] = ops.own_tools_path()

@@ -22,7 +22,19 @@ LAYERS: list[set[str]] = [
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
-    {"sample_log", "engine", "driven", "gradients", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
+    {
+        "sample_log",
+        "engine",
+        "driven",
+        "gradients",
+        "compiled",
+        "checkpoint",
+        "metrics",
+        "tasks",
+        "scores",
+        "model",
+        "run_model",
+    },
     {
         *(
             "train",

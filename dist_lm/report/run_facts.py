@@ -22,6 +22,7 @@ from dist_lm.status import Status, status_of
 Points = list[tuple[float, float]]
 SECONDS = {
     "data_seconds": "waiting for data",
+    "peer_seconds": "waiting for other ranks",
     "forward_seconds": "forward",
     "backward_seconds": "backward",
     "optimizer_seconds": "optimizer",

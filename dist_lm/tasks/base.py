@@ -46,9 +46,14 @@ class MicroBatch:
     """Places in the padded rectangle, rows x length."""
 
     def to(self, device: torch.device) -> MicroBatch:
+        """On a GPU the copy is only begun: work that is queued there later finds it done."""
         if device.type == "cpu":
             return self
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        pinned = device.type == "cuda"
+        moved = {
+            name: (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+            for name, value in self.inputs.items()
+        }
         return MicroBatch(moved, self.targets, self.tokens, self.slots)
 
 

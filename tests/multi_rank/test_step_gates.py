@@ -102,7 +102,7 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
     optimizer = parts.engine.deepspeed_engine.optimizer
     if parts.engine.stage in (1, 2):
         sizes = [flat.numel() for flat in optimizer.bit16_groups_flat]
-    counted, calls = Counted(), 0
+    counted, calls, padded = Counted(), 0, 0
     with Stream(
         parts.data, global_rows=32, rank=ranks.rank, world_size=ranks.world_size, partner_columns=columns
     ) as stream:
@@ -119,6 +119,7 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
                     parts.engine.step(micro_batches, global_targets=targets, learning_rate=optim.lr, position=position)
 
             if number == STEPS - 2:
+                padded = sum("attention_mask" in part.inputs for part in micro_batches)
                 with counted:
                     work()
             elif number == STEPS - 1:
@@ -131,6 +132,7 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
         "calls": dict(counted.calls),
         "bytes": dict(counted.bytes),
         "python": calls,
+        "padded": padded,
         "weights": weights,
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values()),
         "tensors": len(parameters),
@@ -209,7 +211,8 @@ def test_gradients_are_reduced_once_a_step_and_weights_gathered_once(
 
 @pytest.mark.parametrize("name", [name for name in WAYS if not name.startswith("zero3")])
 def test_the_host_reads_one_value_of_a_step(found: dict[str, dict[str, Any]], name: str) -> None:
-    assert found[name]["calls"]["reads"] == 1
+    # transformers looks at each mask that it is given: nothing of a batch without padding is read.
+    assert found[name]["calls"]["reads"] == 1 + found[name]["padded"]
 
 
 def test_stage_3_gathers_and_scatters_each_weight_once(found: dict[str, dict[str, Any]]) -> None:
