@@ -30,6 +30,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero1-bf16": {"zero": 1, "precision": "bf16", "batch__micro": 16},
     "zero2-bf16-accumulate4": {"zero": 2, "precision": "bf16", "batch__micro": 4},
 }
+SMALL_BUCKETS: dict[str, tuple[int, bool]] = {
+    "zero1-small-buckets": (1, True),
+    "zero1-small-buckets-late": (1, False),
+    "zero2-small-buckets": (2, True),
+}
+"""Stage, and whether buckets are reduced beside the backward pass."""
 OURS = [name for name in WAYS if name.startswith(("zero1", "zero2"))]
 
 
@@ -170,6 +176,10 @@ def found(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     common = {"optim__eps": 1e-3, "run__steps": 100}
     ways = {**WAYS, "ddp": {"batch__micro": 16}, "ddp-accumulate4": {"batch__micro": 4}}
     configs = {name: scenario(topics_data, folder / name, **common, **changes) for name, changes in ways.items()}
+    for name, (stage, overlap) in SMALL_BUCKETS.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 3000, "overlap_comm": overlap}}))
+        configs[name] = scenario(topics_data, folder / name, **common, zero=stage, deepspeed=str(file), batch__micro=16)
     for name in ("ddp", "ddp-accumulate4"):
         configs[name]["zero"] = "ddp"
     plan = folder / "plan.json"
@@ -219,6 +229,15 @@ def test_stage_3_gathers_and_scatters_each_weight_once(found: dict[str, dict[str
     way, size = found["zero3"], 4 * found["zero3"]["parameters"]
     assert way["bytes"]["_reduce_scatter_base_"] == pytest.approx(size / WORLD_SIZE, rel=0.02)
     assert way["bytes"]["_allgather_base_"] <= 1.02 * size
+
+
+@pytest.mark.parametrize("name", SMALL_BUCKETS)
+def test_many_buckets_hold_the_same_gradients(found: dict[str, dict[str, Any]], name: str) -> None:
+    way, ddp = found[name], found["ddp"]["weights"]
+    assert way["calls"]["allreduce_"] > 10
+    assert way["bytes"]["allreduce_"] == 4 * way["parameters"] + 4
+    for key, weight in ddp.items():
+        assert (way["weights"][key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
