@@ -35,6 +35,7 @@ from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
+from dist_lm.header import header
 from dist_lm.memory import chosen_micro_rows
 from dist_lm.parameters import frozen_sha256
 from dist_lm.ranks import Ranks
@@ -133,9 +134,7 @@ def _build(
         ranks=ranks,
         seed=config.run.seed,
     )
-    if ranks.is_first:
-        _header(config, inputs, engine, num_parameters, attempt.number, launcher)
-    return Parts(
+    parts = Parts(
         config,
         ranks,
         run_dir,
@@ -148,6 +147,9 @@ def _build(
         open_cache(config),
         inputs.micro_rows,
     )
+    if ranks.is_first:
+        log.info("%s", header(parts, num_parameters=num_parameters, launcher=launcher))
+    return parts
 
 
 def _together(ranks: Ranks, work: Any) -> Any:
@@ -251,42 +253,3 @@ def _describe(run_dir: RunDir, config: RunConfig, settings: dict[str, Any], mode
         for name in TOKENIZER_FILES:
             if (tokenizer.path / name).is_file():
                 shutil.copyfile(tokenizer.path / name, run_dir.model / name)
-
-
-def _header(
-    config: RunConfig, inputs: _Inputs, engine: Engine, num_parameters: int, attempt: int, launcher: str
-) -> None:
-    plan, ranks = inputs.plan, engine.ranks
-    log.info(
-        "dist_lm %s  %s  %.1fM parameters  %d x %s  ZeRO-%d %s  by %s  attempt %d",
-        dist_lm.__version__,
-        config.task.name,
-        num_parameters / 1e6,
-        ranks.world_size,
-        ranks.device.type,
-        engine.stage,
-        config.precision,
-        launcher,
-        attempt,
-    )
-    log.info("run     %s", config.run.dir)
-    data = inputs.data
-    log.info(
-        "data    %d rows of up to %d tokens in %d shards%s",
-        data.num_rows,
-        data.view.seq_len,
-        sum(len(source.view.manifest.shards) for source in data.sources),
-        f" of {len(data.sources)} sources" if len(data.sources) > 1 else "",
-    )
-    whole_run = data.epochs(config.run.steps * plan.global_rows)
-    log.info(
-        "        %s", ", ".join(f"{name.replace('epoch', 'epochs')} {value:.1f}" for name, value in whole_run.items())
-    )
-    log.info(
-        "batch   global %d = %d ranks x %d micro-steps x %d rows%s",
-        plan.global_rows,
-        plan.world_size,
-        plan.micro_steps,
-        plan.rows_per_micro,
-        "" if plan.world_size * plan.micro_steps * plan.rows_per_micro == plan.global_rows else " (some empty)",
-    )

@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     },
     {"ranks", "run_dir", "stop", "ops", "lease", "watchdog", "attempt", "guard", "selection"},
     {"data", "schedule", "model_sizes", "parameters", "lora", "deepspeed_config", "deepspeed_json", "deepspeed_keys"},
+    {"accelerators", "model_flops"},
     {"sample_log", "engine", "checkpoint", "metrics", "tasks", "scores", "model", "run_model"},
     {
         *(
@@ -30,7 +31,10 @@ LAYERS: list[set[str]] = [
             "resume",
             "memory",
             "batches",
+            "console",
+            "header",
             "evaluate",
+            "summary",
             "worker",
             "cluster",
             "demo",
@@ -69,7 +73,7 @@ LIGHT = [
     "doctor/machine.py",
     "doctor/storage.py",
     "doctor/ray_side.py",
-    "plan/accelerators.py",
+    "accelerators.py",
     "plan/goodput.py",
     "plan/states.py",
     "plan/traffic.py",

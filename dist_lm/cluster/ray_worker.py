@@ -85,8 +85,8 @@ def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
     from dist_lm import ops
     from dist_lm.ranks import Ranks
     from dist_lm.stop import StopFlag
+    from dist_lm.summary import summary
     from dist_lm.train import train
-    from dist_lm.worker import summary
 
     if cpu:
         ops.build_cpu_op()
@@ -99,7 +99,7 @@ def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
         _leave_group(ranks, stop)
         raise
     if ranks.is_first:
-        log.info("%s", summary(loaded, outcome))
+        log.info("%s", summary(loaded.config, outcome))
 
 
 def _stop_at_notice(stop: StopFlag, regroup_file: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dist_lm.plan.accelerators import CPU, accelerator
+from dist_lm.accelerators import CPU, accelerator
 from dist_lm.plan.plan import CONTEXT_GIB, GIB, Machine
 from dist_lm.plan.traffic import Topology
 

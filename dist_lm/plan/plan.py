@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dist_lm.accelerators import Accelerator
 from dist_lm.assemble import open_training_set
 from dist_lm.batches import next_local
 from dist_lm.config import RunConfig
@@ -20,7 +21,6 @@ from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
 from dist_lm.errors import ConfigError
 from dist_lm.memory import chosen_micro_rows
-from dist_lm.plan.accelerators import Accelerator
 from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
 from dist_lm.plan.states import States, states
 from dist_lm.plan.trace import MicroStep, trace

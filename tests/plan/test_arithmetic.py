@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from dist_lm.accelerators import ACCELERATORS, accelerator, known_as
 from dist_lm.errors import ConfigError
-from dist_lm.plan.accelerators import ACCELERATORS, accelerator
 from dist_lm.plan.states import States, states
 from dist_lm.plan.traffic import Topology, traffic
 
@@ -93,3 +93,32 @@ def test_a_device_without_bf16_is_refused_for_it() -> None:
 
 def test_every_device_is_found_by_its_name() -> None:
     assert all(accelerator(name).name == name for name in ACCELERATORS)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A10G", "a10g"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ],
+)
+def test_a_device_is_known_by_the_name_that_its_driver_gives(device: str, name: str) -> None:
+    found = known_as(device)
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize(
+    "device", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA L40", "NVIDIA A10"]
+)
+def test_a_device_with_other_peaks_is_not_taken_for_the_known_one(device: str) -> None:
+    assert known_as(device) is None
