@@ -35,7 +35,7 @@ from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
-from dist_lm.header import header
+from dist_lm.header import device_name, header
 from dist_lm.memory import chosen_micro_rows
 from dist_lm.parameters import frozen_sha256
 from dist_lm.ranks import Ranks
@@ -125,7 +125,7 @@ def _build(
         source_of=loaded.origins,
     )
     _together(ranks, lambda: check_with_deepspeed(resolved.settings, ranks.world_size, file=config.deepspeed))
-    ranks.agree(lambda: _describe(run_dir, config, resolved.settings, model, inputs.tokenizer))
+    ranks.agree(lambda: _describe(run_dir, loaded, resolved.settings, model, inputs.tokenizer, ranks.device))
     engine = Engine(
         model,
         inputs.task,
@@ -236,15 +236,24 @@ def open_stream(parts: Parts, progress: Progress) -> Stream:
     )
 
 
-def _describe(run_dir: RunDir, config: RunConfig, settings: dict[str, Any], model: Any, tokenizer: Tokenizer) -> None:
+def _describe(
+    run_dir: RunDir,
+    loaded: LoadedConfig,
+    settings: dict[str, Any],
+    model: Any,
+    tokenizer: Tokenizer,
+    device: torch.device,
+) -> None:
     """Leave what an export, a reader or a later attempt needs to know."""
-    content = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
+    content = yaml.safe_dump(loaded.config.model_dump(mode="json", by_alias=True), sort_keys=False)
     disk.write_bytes(run_dir.config, content.encode())
+    disk.write_json(run_dir.origins, loaded.origins)
     disk.write_json(run_dir.path / "ds_config.json", settings)
     versions = {
         "dist_lm": dist_lm.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "device": device_name(device),
     }
     disk.write_json(run_dir.path / "env.json", versions)
     with disk.disk_errors(run_dir.model):

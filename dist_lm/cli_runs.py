@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,8 @@ def tb(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    evaluation: Annotated[list[Path] | None, typer.Option(help="File of `dist-lm eval --out`.  Repeatable.")] = None,
+    plan: Annotated[bool, typer.Option(help="Plan the memory of each run; it takes some seconds.")] = True,
 ) -> None:
     """One HTML page of a run, or of several side by side; it needs no network.
 
@@ -94,14 +97,20 @@ def report(
 
     dist-lm report runs/* --out all.html
 
-    dist-lm report runs/lr-1e-3 runs/lr-1e-4 --out comparison.html
+    dist-lm report runs/ner --evaluation test-figures.json --out ner.html
     """
     from dist_lm import disk
+    from dist_lm.report.evaluations import read_evaluation
     from dist_lm.report.page import page
+    from dist_lm.report.planned import planned_memory
     from dist_lm.report.run_facts import read_run
     from dist_lm.run_dir import RunDir
 
-    text = page([read_run(RunDir(run)) for run in runs])
+    judged = [read_evaluation(path) for path in evaluation or []]
+    facts = [read_run(RunDir(run)) for run in runs]
+    if plan:
+        facts = [replace(one, planned=planned_memory(RunDir(run))) for one, run in zip(facts, runs, strict=True)]
+    text = page(facts, judged)
     disk.write_bytes(out, text.encode())
     print(f"{out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(text) / 1e3:.0f} kB")
 

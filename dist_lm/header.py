@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def title(parts: Parts) -> str:
     """Task, devices and attempt."""
     ranks = parts.ranks
-    return f"{parts.config.task.name}  {ranks.world_size} x {_device(ranks.device)}  attempt {parts.attempt.number}"
+    return f"{parts.config.task.name}  {ranks.world_size} x {device_name(ranks.device)}  attempt {parts.attempt.number}"
 
 
 def header(parts: Parts, *, num_parameters: int, launcher: str) -> str:
@@ -63,5 +63,6 @@ def _saves(run: RunSection) -> str:
     return f"every {every} and at the end, {kept}{best}{limit}"
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name that the driver gives a GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -27,7 +27,7 @@ from dist_lm.console import Console, Scene, on_terminal
 from dist_lm.data.stream import Stream
 from dist_lm.engine import StepResult
 from dist_lm.errors import DistLMError, StopRequested
-from dist_lm.evaluate import evaluate
+from dist_lm.evaluate import evaluate_all
 from dist_lm.faults import fault_point
 from dist_lm.header import title
 from dist_lm.memory import explained
@@ -286,27 +286,23 @@ class _Loop:
         self.watch.enter("evaluation", step)
         self._fault("in_evaluation", step)
         began_at = time.monotonic()
-        figures: dict[str, float] = {}
-        for set_name, location in heldout_sets.items():
-            values = evaluate(
-                self.engine,
-                self.task,
-                location,
-                self.ranks,
-                micro_rows=self.parts.micro_rows,
-                seed=self.config.run.seed,
-                cache=self.parts.cache,
-                give_up=self.stop.is_asked,
-            )
-            if not values:
-                self.stop_agreed = True
-                return None
-            prefix = f"{set_name}_" if set_name else ""
-            figures |= {prefix + name: value for name, value in values.items()}
-        self.heldout_metrics = figures
+        found = evaluate_all(
+            self.engine,
+            self.task,
+            heldout_sets,
+            self.ranks,
+            micro_rows=self.parts.micro_rows,
+            seed=self.config.run.seed,
+            cache=self.parts.cache,
+            give_up=self.stop.is_asked,
+        )
+        if found is None:
+            self.stop_agreed = True
+            return None
+        self.heldout_metrics = figures = found.figures
         self.window.add_seconds(evaluation_seconds=time.monotonic() - began_at)
         if self.metrics:
-            self.metrics.write("eval", step, figures)
+            self.metrics.write("eval", step, {**figures, "tables": found.tables})
         best = self.small.see_evaluation(step, figures)
         self.console.evaluated(step, figures, time.monotonic() - began_at, best=best is not None)
         return best
