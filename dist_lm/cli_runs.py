@@ -45,6 +45,10 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     """Attempts, faults, lost steps, goodput, and whether the last checkpoint verifies.
 
     dist-lm status runs/demo
+
+    dist-lm status runs/demo --json
+
+    watch -n 10 dist-lm status /shared/runs/x
     """
     from dist_lm.run_dir import RunDir
     from dist_lm.status import status_of
@@ -57,6 +61,10 @@ def stop(run: RunFolder) -> None:
     """Ask a run to save a checkpoint and to end with exit code 75.  The same command goes on.
 
     dist-lm stop runs/demo
+
+    dist-lm stop /shared/runs/x
+
+    dist-lm stop runs/demo && dist-lm status runs/demo
     """
     from dist_lm.run_dir import RunDir
     from dist_lm.status import is_running
@@ -75,6 +83,10 @@ def tb(
     """Show a run in TensorBoard.
 
     dist-lm tb runs/demo
+
+    dist-lm tb /shared/runs/x
+
+    dist-lm tb runs/demo --port 6007
     """
     from dist_lm.run_dir import RunDir
 
@@ -130,6 +142,10 @@ def checkpoints_list(run: RunFolder, as_json: AsJson = False) -> None:
     """Every published checkpoint, newest first.
 
     dist-lm checkpoints list runs/demo
+
+    dist-lm checkpoints list runs/demo --json
+
+    dist-lm checkpoints list /shared/runs/x
     """
     from dist_lm.checkpoint import commit
     from dist_lm.checkpoint.manifest import Checkpoint
@@ -166,6 +182,10 @@ def checkpoints_verify(run: RunFolder) -> None:
     """Compare every byte of every checkpoint with its manifest; changes nothing.
 
     dist-lm checkpoints verify runs/demo
+
+    dist-lm checkpoints verify /shared/runs/x
+
+    dist-lm checkpoints verify runs/demo && dist-lm export runs/demo --out model
     """
     from dist_lm.checkpoint.manifest import Checkpoint
 
@@ -193,7 +213,11 @@ def checkpoints_prune(
 ) -> None:
     """Remove old checkpoints.  The best one stays; nothing goes unless the newest one verifies.
 
+    dist-lm checkpoints prune runs/demo
+
     dist-lm checkpoints prune runs/demo --keep 2
+
+    dist-lm checkpoints prune runs/demo --keep 1 --keep-every 1000
     """
     from dist_lm.checkpoint import commit
     from dist_lm.checkpoint.manifest import Checkpoint
@@ -220,7 +244,11 @@ def checkpoints_copy(
 ) -> None:
     """Copy one checkpoint to another place, and verify the copy there.
 
+    dist-lm checkpoints copy runs/demo backup
+
     dist-lm checkpoints copy runs/demo@1000 s3://bucket/backup
+
+    dist-lm checkpoints copy /shared/runs/x@500 /archive/x
     """
     from dist_lm.checkpoint.copying import copy_checkpoint
     from dist_lm.checkpoint.manifest import Checkpoint

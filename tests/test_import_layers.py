@@ -44,7 +44,7 @@ LAYERS: list[set[str]] = [
         *("trained", "predictors", "predict", "judge", "export", "model_card"),
     },
     {"plan", "doctor", "report"},
-    {"cli_data", "cli_model", "cli_runs", "cli_cluster", "cli_plan", "cli_setup"},
+    {"cli_corpus", "cli_data", "cli_model", "cli_runs", "cli_cluster", "cli_plan", "cli_setup"},
     {"cli"},
     {"__main__"},
 ]
