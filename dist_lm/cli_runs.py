@@ -1,4 +1,4 @@
-"""The verbs about runs: status, stop, tb, report, checkpoints.
+"""The verbs about runs: status, logs, stop, tb, report, checkpoints.
 
 Enters: a command line.  Leaves: an exit code.  Promises: a run that is under way is not disturbed,
 but for `stop`, which asks it to save and end.
@@ -35,6 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 def add_verbs(app: typer.Typer) -> None:
     """Add these verbs to `dist-lm`."""
     app.command()(status)
+    app.command()(logs)
     app.command()(stop)
     app.command()(tb)
     app.command()(report)
@@ -55,6 +56,35 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 
     found = status_of(RunDir(run))
     print(json.dumps(found.as_json(), indent=1) if as_json else "\n".join(found.lines()))
+
+
+def logs(
+    run: RunFolder,
+    rank: Annotated[int, typer.Option(help="Whose.", min=0)] = 0,
+    lines: Annotated[int, typer.Option(help="The last so many; 0: all.", min=0)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until nobody trains the run.")] = False,
+) -> None:
+    """What a rank of a run said, over all attempts; then where its tracebacks are.
+
+    dist-lm logs runs/demo
+
+    dist-lm logs runs/demo --rank 1 --lines 0
+
+    dist-lm logs /shared/runs/x --follow
+    """
+    from dist_lm.run_dir import RunDir
+    from dist_lm.run_log import log_file, tail
+    from dist_lm.status import is_running
+
+    run_dir = RunDir(run)
+    path = log_file(run_dir.logs, rank)
+    if not path.is_file():
+        do = f"Ranks that have left one: {', '.join(sorted(found.stem for found in run_dir.logs.glob('*.log')))}."
+        raise ConfigError(f"{run} has no log of rank {rank}", where=str(path), do=do)
+    for line in tail(path, lines, until=(lambda: not is_running(run_dir)) if follow else None):
+        print(line, flush=True)
+    for told in sorted(run_dir.errors.glob(f"*-rank-{rank:05d}.txt")):
+        print(f"{told}: {told.read_text().partition(chr(10))[0]}")
 
 
 def stop(run: RunFolder) -> None:

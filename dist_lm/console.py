@@ -2,7 +2,8 @@
 
 Enters: records, evaluations, saved checkpoints.  Leaves: on a terminal a view that is drawn anew twice a
 second; elsewhere, as in the logs of Ray or Kubernetes, one line a record.
-Promises: the loop never waits for the view; where a process is killed the terminal stays usable.
+Promises: the loop never waits for the view; where a process is killed the terminal stays usable; the
+log of the run folder has the lines in any case.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Console:
         self._step, self._values = step, dict(values)
         self._timed = (step, self._clock() - self._began_at)
         self._losses.append(values["loss"])
-        if self._live is None:
-            log.info("%s", progress_line(step, self._scene.steps, values, self._left_s()))
+        line = progress_line(step, self._scene.steps, values, self._left_s())
+        log.info("%s", line, extra={"drawn": self._live is not None})
 
     def evaluated(self, step: int, figures: Mapping[str, float], seconds: float, *, best: bool) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())

@@ -65,6 +65,10 @@ class _ToStdout(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
+    def filter(self, record: logging.LogRecord) -> bool:
+        # What the view shows anyway goes to the run folder's log only.
+        return not getattr(record, "drawn", False)
+
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stdout

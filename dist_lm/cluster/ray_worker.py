@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_lm.config_files import LoadedConfig
 from dist_lm.deepspeed_config import load_run
-from dist_lm.disk import disk_errors, write_json
+from dist_lm.disk import write_json
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
@@ -52,7 +52,6 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
     speak(rank)
     loaded = load_run(Path(settings["path"]), settings["overrides"])
-    log_to_run_folder(RunDir(loaded.config.run.dir).logs, rank)
     try:
         _train(loaded, cpu=settings["cpu"])
     except DistLMError as error:
@@ -71,14 +70,6 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     except Exception as error:
         report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
         raise
-
-
-def log_to_run_folder(logs: Path, rank: int) -> None:
-    """What this rank says stays with the run; Ray shows it, and loses it with the node."""
-    with disk_errors(logs):
-        handler = logging.FileHandler(logs / f"rank-{rank:05d}.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger("dist_lm").addHandler(handler)
 
 
 def _train(loaded: LoadedConfig, *, cpu: bool) -> None:

@@ -72,6 +72,8 @@ def test_a_terminal_shows_a_view_while_a_run_trains_and_a_summary_in_its_place(
     (record, *_) = read_metrics(run / "metrics.jsonl", "train")
     # Of a peak of 1 TFLOP/s.
     assert record["mfu"] == record["tflops"] > 0
+    kept = (run / "logs" / "rank-00000.log").read_text()
+    assert kept.count("tok/s") == len(read_metrics(run / "metrics.jsonl", "train")) == 6
 
 
 def assert_view_then_summary(shown: Shown) -> None:
