@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What looks at the environment stands outside it, so that it does not change what it sees.
 TOOLS := .venv-tools
 
-.PHONY: setup demo test soak browser check errors bench audit sbom wheel docs clean
+.PHONY: setup demo test soak browser check errors bench audit sbom wheel reference docs clean
 
 setup: $(VENV)/ready
 
@@ -41,6 +41,10 @@ check: setup
 # docs/errors.md, from the classes of errors.
 errors: setup
 	$(BIN)/python docs/make_errors.py
+
+# docs/configuration.md and docs/commands.md, from the schema and the verbs.
+reference: setup
+	$(BIN)/python docs/make_reference.py
 
 # The site of docs/*.md in site/; every link is checked.
 docs: setup

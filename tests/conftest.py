@@ -24,7 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="dist_lm-errors-")
     config.add_cleanup(folder.cleanup)
-    config.pluginmanager.register(Recorder(Path(folder.name), write=config.getoption("--write-errors")))
+    recorder = Recorder(Path(folder.name), write=config.getoption("--write-errors"))
+    recorder.listen()
+    config.pluginmanager.register(recorder)
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,16 @@ class Recorder:
     def __init__(self, folder: Path, *, write: bool) -> None:
         self._folder, self._write = folder, write
         self._passed: set[str] = set()
-        os.environ[sitecustomize.FOLDER] = str(folder)
+
+    def variables(self) -> dict[str, str]:
+        """Of a process that shall note what it makes."""
         paths = [str(HERE / "recording"), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        path = os.pathsep.join(path for path in paths if path)
+        return {sitecustomize.FOLDER: str(self._folder), "PYTHONPATH": path}
+
+    def listen(self) -> None:
+        """To this process, and to those that it will start."""
+        os.environ.update(self.variables())
         if "dist_lm.errors" in sys.modules:
             sitecustomize.watch(sys.modules["dist_lm.errors"])
         else:

@@ -18,8 +18,8 @@ def watch(errors):
 
     def noting(self, what, **facts):
         frame = sys._getframe(1)
-        while frame.f_code.co_name == "__init__":
-            # That of a class of errors, called from where the error is made.
+        while frame.f_locals.get("self") is self:
+            # The constructor of a class of errors, called from where the error is made.
             frame = frame.f_back
         test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" (")[0]
         line = f"{frame.f_code.co_filename}:{frame.f_lineno}\t{test}\n"
