@@ -12,11 +12,15 @@ from typer.testing import CliRunner
 
 from dist_lm import disk, trained
 from dist_lm.cli import app
+from dist_lm.config_files import load_config
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.mixture import Mixture, Stage
 from dist_lm.data.order import Order
-from dist_lm.errors import ConfigError, DataError, DistLMError
+from dist_lm.errors import ConfigError, DataError, DistLMError, EnvironmentFault
 from dist_lm.export import export
+from dist_lm.local_training import start
+from dist_lm.plan.probe import measure
+from dist_lm.ranks import Ranks
 from dist_lm.run_dir import RunDir
 from dist_lm.run_model import choose_checkpoint
 from tests.recipe_text import write_recipe
@@ -108,3 +112,21 @@ def test_a_model_whose_class_or_head_nobody_knows() -> None:
         trained.task_of(SimpleNamespace(), {}, "x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="the model's class NoSuchModel is unknown to transformers"):
         trained.model_class(BertConfig(architectures=["NoSuchModel"]), "x")
+
+
+def test_without_a_gpu_the_number_of_cpu_ranks_has_to_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(ConfigError, match="no GPU is visible"):
+        start(load_config(recipe), recipe, [], cpu=0, max_restarts=0)
+
+
+def test_a_probe_needs_steps_behind_its_warm_up(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--probe 3 steps are too few"):
+        measure(tmp_path / "x.yaml", [], ranks=1, steps=3)
+
+
+def test_a_process_that_no_launcher_started_has_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(EnvironmentFault, match=r"this process does not know its rank: .*RANK"):
+        Ranks.connect()
