@@ -109,14 +109,15 @@ def test_a_copy_that_the_disk_changed_is_set_aside(
     [
         ({"format": "something"}, "is not a checkpoint's manifest"),
         ({"version": VERSION + 1}, "was written by a newer dist_lm"),
-        ({"progress": {}}, "cannot be read"),
+        ({"progress": {}}, "does not match its own SHA-256"),
+        (None, "cannot be read"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(run: RunDir, change: dict[str, object], words: str) -> None:
+def test_a_manifest_that_is_not_ours_is_refused(run: RunDir, change: dict[str, object] | None, words: str) -> None:
     path = run.checkpoints / step_name(3) / MANIFEST
     content = json.loads(path.read_text())
     assert content["format"] == FORMAT
-    path.write_text(json.dumps(content | change))
+    path.write_text("{" if change is None else json.dumps(content | change))
     assert words in refused(dist_lm("list", run.path)).what
     # Verifying goes through all of them.
     assert isinstance(refused(dist_lm("verify", run.path)), DataError)
