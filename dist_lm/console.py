@@ -121,8 +121,7 @@ class Console:
         now = f"{section}, for {spoken(since_s)}" if since_s >= 1 or not values else section
         if not values:
             return [("now", now)]
-        encoding = str(getattr(sys.stdout, "encoding", "") or "").lower()
-        rows = [("loss", _losses(values) + (f"  {_sparks(self._losses)}" if encoding.startswith("utf") else ""))]
+        rows = [("loss", f"{_losses(values)}  {_sparks(self._losses)}".rstrip())]
         if self._heldout:
             rows.append(("held-out", self._heldout))
         step_s = values["step_seconds"]
@@ -173,6 +172,8 @@ def _sparks(values: Any) -> str:
     """A line of blocks, the highest value the tallest."""
     finite = [value for value in values if value == value and abs(value) != float("inf")]
     if len(finite) < 2 or min(finite) == max(finite):
+        return ""
+    if not (sys.__stdout__ and (sys.__stdout__.encoding or "").lower().startswith("utf")):
         return ""
     low, high = min(finite), max(finite)
     return "".join(_SPARKS[round((value - low) / (high - low) * (len(_SPARKS) - 1))] for value in finite)

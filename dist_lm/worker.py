@@ -54,7 +54,8 @@ def speak(rank: int) -> None:
     """Rank 0 speaks at INFO, every rank at WARNING; libraries at ERROR."""
     handler = _ToStdout()
     handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    # `deepspeed` and torchrun start ranks by the command line, which has a handler of its own already.
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
     logging.getLogger("dist_lm").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
