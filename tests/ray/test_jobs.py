@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,8 +126,11 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     resumed = dist_lm(net, "job", "resume", "endless", "--working-dir", tree)
     assert "submitted endless-2" in resumed.stdout, resumed.stderr
     wait_until(lambda: last_step(run_dir.path) > step + 3, net)
-    assert f"resume  step {step} " in dist_lm_logs(net, "endless-2")
-    assert "endless-2  STOPPED" in dist_lm(net, "job", "stop", "endless").stdout
+    assert f"resume  step {step} " in ray_job(net, "logs", "endless-2")
+    # Ray's own command leaves the run as much time.
+    assert "was stopped" in ray_job(net, "stop", "endless-2")
+    assert (run_dir.checkpoints / f"step-{last_step(run_dir.path):08d}").is_dir()
+    assert "endless-2  STOPPED" in dist_lm(net, "job", "status", "endless").stdout
 
 
 def scrape(net: Network) -> str:
@@ -138,10 +142,12 @@ def scrape(net: Network) -> str:
     return net.head.run([sys.executable, "-c", script]).stdout
 
 
-def dist_lm_logs(net: Network, job_id: str) -> str:
-    """What the job has printed so far."""
-    words = [RAY, "job", "logs", job_id]
-    return net.head.run(words, env={"RAY_API_SERVER_ADDRESS": f"http://{net.head.address}:{DASHBOARD_PORT}"}).stdout
+def ray_job(net: Network, *words: str) -> str:
+    """What `ray job` prints."""
+    address = {"RAY_API_SERVER_ADDRESS": f"http://{net.head.address}:{DASHBOARD_PORT}"}
+    done = net.head.run([RAY, "job", *words], env=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_without_the_token_nothing_gets_in(net: Network, tree: Path) -> None:
@@ -151,11 +157,20 @@ def test_without_the_token_nothing_gets_in(net: Network, tree: Path) -> None:
     assert "RAY_AUTH_TOKEN" in done.stderr
 
 
+def test_a_working_directory_that_is_too_large_is_not_sent(net: Network, tree: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    shutil.copy(tree / "small.yaml", large)
+    with (large / "corpus.bin").open("wb") as file:
+        file.truncate(101 * 2**20)
+    done = submit(net, large, "small.yaml", "--name", "large")
+    assert done.returncode == EnvironmentFault.exit_code, done.stdout + done.stderr
+    assert "101.0 MiB  corpus.bin" in done.stderr
+    assert "large" not in dist_lm(net, "job", "status").stdout
+
+
 def test_an_id_that_a_job_of_others_has_is_named(net: Network, tree: Path) -> None:
-    address = f"http://{net.head.address}:{DASHBOARD_PORT}"
-    words = [RAY, "job", "submit", "--no-wait", "--submission-id", "taken-1", "--", "true"]
-    other = net.head.run(words, env={"RAY_API_SERVER_ADDRESS": address})
-    assert other.returncode == 0, other.stdout + other.stderr
+    ray_job(net, "submit", "--no-wait", "--submission-id", "taken-1", "--", "true")
     done = submit(net, tree, "small.yaml", "--name", "taken")
     assert done.returncode == EnvironmentFault.exit_code, done.stdout + done.stderr
     assert "the head does not take the job taken-1" in done.stderr
