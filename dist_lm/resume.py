@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from dist_lm.selection import Selection
 
 log = logging.getLogger(__name__)
 ROLLBACKS = "rollbacks"
+SET_ASIDE = "set_aside"
 
 
 class SmallState:
@@ -88,7 +90,7 @@ def resume(parts: Parts, store: Store, run_id: str, small: SmallState, copies: L
     ranks.agree(lambda: _open(store))
     fresh = Progress(step=0, position=0, data_fingerprint=parts.data.fingerprint())
     began_at = time.monotonic()
-    checkpoint = commit.newest_verified(store, ranks, run_id, copies=copies)
+    checkpoint = commit.newest_verified(store, ranks, run_id, copies=copies, tell_bad=_record_bad(parts))
     if checkpoint is None:
         return stamp(parts, _after_rollbacks(parts, fresh))
     if checkpoint.progress.data_fingerprint != parts.data.fingerprint(checkpoint.progress.position):
@@ -108,6 +110,16 @@ def resume(parts: Parts, store: Store, run_id: str, small: SmallState, copies: L
             time.monotonic() - began_at,
         )
     return stamp(parts, _after_rollbacks(parts, checkpoint.progress))
+
+
+def _record_bad(parts: Parts) -> Callable[[str, str], None]:
+    """Keeps in the run folder which checkpoint was set aside, and why: for `status` and `report`."""
+
+    def record(name: str, problem: str) -> None:
+        facts = {"step": commit.step_of(name), "name": name, "problem": problem, "time": time.time()}
+        parts.run_dir.append(SET_ASIDE, facts)
+
+    return record
 
 
 def _open(store: Store) -> None:
@@ -142,7 +154,9 @@ def roll_back(
             why=f"The run went back to a checkpoint {done} times already (run.max_rollbacks {limit}).",
             do="Lower optim.lr, lengthen optim.schedule.warmup_steps, or use precision=fp32.",
         )
-    checkpoint = commit.newest_verified(store, ranks, run_id, before_step=first_bad, copies=copies)
+    checkpoint = commit.newest_verified(
+        store, ranks, run_id, before_step=first_bad, copies=copies, tell_bad=_record_bad(parts)
+    )
     if checkpoint is None:
         raise Diverged(
             told,

@@ -8,6 +8,7 @@ update is done.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -41,5 +42,7 @@ def samples_by_step(folder: Path) -> dict[int, list[tuple[int, int]]]:
             for line in path.read_text().splitlines():
                 record = json.loads(line)
                 found.setdefault(record["step"], []).extend((epoch, sample) for epoch, sample in record["samples"])
-        steps = {step: samples for step, samples in steps.items() if step < min(found)} | found
+        # A file is empty where its rank was killed as it wrote the first line.
+        begin = min(found, default=math.inf)
+        steps = {step: samples for step, samples in steps.items() if step < begin} | found
     return {step: sorted(samples) for step, samples in sorted(steps.items())}

@@ -47,6 +47,8 @@ class Status:
     checkpoint: dict[str, Any] | None
     """step, age_s, bytes and verification of the newest one."""
     best: dict[str, Any] | None
+    set_aside: list[dict[str, Any]]
+    """Damaged checkpoints that were not resumed from: name, step, problem, time."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,6 +70,7 @@ class Status:
             lines.append("checkpoint  none yet")
         if self.best:
             lines.append(f"best        step {self.best['step']}: {self.best['metric']} {self.best['value']:.4f}")
+        lines += [f"set aside   {bad['name']}: {bad['problem']}" for bad in self.set_aside]
         for facts in self.attempts[-8:]:
             lines.append(
                 f"  attempt {facts['attempt']} by {facts.get('launcher')} on {facts.get('world_size')} ranks: "
@@ -105,6 +108,7 @@ def status_of(run_dir: RunDir, *, now: float | None = None) -> Status:
         goodput=_goodput(attempts, now if running else attempts[-1]["ended_at"] if attempts else now),
         checkpoint=_newest(run_dir, now),
         best=commit.best(open_store(run_dir.checkpoint_location())),
+        set_aside=run_dir.read_list("set_aside"),
     )
 
 

@@ -25,7 +25,8 @@ TIMEOUT_S = 600
 def scenario(data: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
     """A small BERT on the topics data; `changes` are dotted keys with `__` for the dot.
 
-    `fault`, which is no key, arms a place in the code for this run (dist_lm/faults.py).
+    Two are no keys: `fault` arms a place in the code for this run (dist_lm/faults.py), `samples` names
+    the folder of its sample log (dist_lm/sample_log.py).
     """
     config: dict[str, Any] = {
         "task": {"name": "mlm"},
@@ -167,6 +168,7 @@ def _rank(plan: Path, variables: dict[str, str], log: Path) -> None:
     for config in json.loads(plan.read_text()):
         forget()
         os.environ["DIST_LM_FAULT"] = config.pop("fault", "")
+        os.environ["DIST_LM_SAMPLES"] = config.pop("samples", "")
         loaded = LoadedConfig(RunConfig.model_validate(config), {})
         outcomes.append({"exit_code": 0, "message": ""})
         try:

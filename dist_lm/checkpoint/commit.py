@@ -97,13 +97,15 @@ def newest_verified(
     *,
     before_step: int | None = None,
     copies: LocalCopies | None = None,
+    tell_bad: Callable[[str, str], None] = lambda _name, _problem: None,
 ) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written; a collective call.
 
     Each rank hashes its share of the files.  A bad checkpoint is set aside and named in the log.
     `before_step`: only of steps below.  `copies`: read from where they are good; those of other
-    checkpoints are removed.  None where there is none.  Raises DataError where all that the run saved
-    is damaged.
+    checkpoints are removed.  `tell_bad`: called on rank 0 with the name of a bad one and what is wrong
+    with it, before it is set aside.  None where there is none.  Raises DataError where all that the run
+    saved is damaged.
     """
     candidates = [name for name in ranks.agree(store.names) if before_step is None or step_of(name) < before_step]
     for name in candidates:
@@ -113,6 +115,7 @@ def newest_verified(
                 copies.forget_others(name)
             return checkpoint
         if ranks.is_first:
+            tell_bad(name, problems[0])
             store.set_aside(name, problems[0])
     if candidates and before_step is None:
         raise DataError(

@@ -43,7 +43,8 @@ class RunFacts:
     evaluations: list[dict[str, Any]]
     events: Counter[str]
     marks: list[tuple[float, str]]
-    """Steps at which an attempt ended other than well, rollbacks and skipped steps, with what happened."""
+    """Steps at which an attempt ended other than well, rollbacks, skipped steps and checkpoints that were
+    set aside, with what happened."""
     config: dict[str, Any]
 
     def points(self, kind: str, name: str) -> Points:
@@ -81,17 +82,21 @@ def read_run(run_dir: RunDir) -> RunFacts:
         for facts in status.attempts
         if facts.get("reason", "running") not in _NO_FAULTS
     ]
+    marks += [(float(bad["step"]), f"{bad['name']} set aside: {bad['problem']}") for bad in status.set_aside]
     for event in events:
         if event.get("event") == "step_skipped":
             marks.append((float(event["step"]), f"step {event['step']} skipped"))
         elif event.get("event") == "rolled_back":
             marks.append((float(event["bad_step"]), f"rolled back from step {event['bad_step']} to {event['step']}"))
+    counts = Counter(str(event.get("event")) for event in events)
+    if status.set_aside:
+        counts["checkpoint set aside"] = len(status.set_aside)
     return RunFacts(
         str(run_dir.path),
         status,
         [record for record in records if record["kind"] == "train"],
         [record for record in records if record["kind"] == "eval"],
-        Counter(str(event.get("event")) for event in events),
+        counts,
         marks,
         _config(run_dir),
     )

@@ -1,21 +1,78 @@
-"""A run that is started and killed again and again, at random moments, with warm starts."""
+"""A run that is started and killed again and again, at random moments, with warm starts; beside a calm one."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from dist_lm.errors import StopRequested
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
+from dist_lm.sample_log import VARIABLE, samples_by_step
+from dist_lm.status import status_of
+from tests.gloo_ranks import losses, train_locally, write_recipe
 from tests.rank_scenarios import launch_here
 
+SAME, CHANGING = ([2], 200, 0.8), ([1, 2, 3], 50, 0.2)
+"""World sizes, kills, share of the minutes."""
 _LONGEST_S, _MOST_STEPS = 3.0, 8
+_DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__attention_probs_dropout_prob": 0.1}
+_GENTLE = {"optim__lr": 2e-4}
+"""Sums of other numbers of ranks round otherwise, and hundreds of large steps would enlarge that beyond 1e-5."""
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """A run that was killed, against the calm one."""
+
+    run: Path
+    facts: dict[str, Any]
+
+
+def soaked(data: Path, folder: Path, worlds: Sequence[int], *, most: int, minutes: float, seed: int) -> Soaked:
+    """Kill a run up to `most` times, on ranks of `worlds` by chance, then train the same one in peace."""
+    options: dict[str, Any] = {
+        **{"zero": 2, "run__save_every": 3, "batch__micro": 8, "optim__schedule": {"kind": "constant"}},
+        **(_DROPOUT if len(worlds) == 1 else _GENTLE),
+    }
+    run, calm, samples, calm_samples = (folder / name for name in ("run", "calm/run", "samples", "calm/samples"))
+    samples.mkdir(parents=True)
+    calm_samples.mkdir(parents=True)
+    recipe = write_recipe(folder / "recipe.yaml", data, run__steps=10**6, **options)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(VARIABLE, str(samples))
+        kills = kill_again_and_again(recipe, run, worlds, most=most, minutes=minutes, chance=random.Random(seed))
+    status, killed = status_of(RunDir(run)), losses(run)
+    calm_recipe = write_recipe(calm.parent / "recipe.yaml", data, run__steps=max(killed), **options)
+    done = train_locally(calm_recipe, env={VARIABLE: str(calm_samples)}, timeout_s=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = losses(calm)
+    got, wanted = (Counter(itertools.chain(*samples_by_step(one).values())) for one in (samples, calm_samples))
+    facts = {
+        "world_sizes": list(worlds),
+        "kills": kills,
+        "attempts": len(status.attempts),
+        "steps": max(killed),
+        "lost_steps_trained_again": status.lost_steps,
+        "samples": wanted.total(),
+        "samples_lost": (wanted - got).total(),
+        "samples_twice": (got - wanted).total(),
+        "corrupt_checkpoints": len([*(run / "checkpoints").glob(".bad-*")]),
+        "largest_loss_difference": max(abs(killed[step] - loss) / loss for step, loss in expected.items()),
+        "goodput": round(status.goodput, 3),
+    }
+    return Soaked(run, facts)
 
 
 class Killer:

@@ -21,6 +21,7 @@ from dist_lm.cluster.local import free_port
 from dist_lm.faults import OF_EXPORT, POINTS
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
+from dist_lm.sample_log import samples_by_step
 from dist_lm.status import status_of
 from tests.gloo_ranks import REPOSITORY, environment, losses, run_command, train_locally, write_recipe
 from tests.rank_scenarios import scenario, train_scenarios
@@ -49,11 +50,19 @@ MATRIX = [
 
 
 @pytest.fixture(scope="module")
-def calm(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of the run that nothing happens to."""
+def calm_run(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happens to; its samples are beside it."""
     folder = tmp_path_factory.mktemp("calm")
-    train_scenarios(folder, [scenario(topics_data, folder / "run", **COMMON)], num_ranks=2)
-    return losses(folder / "run")
+    (folder / "samples").mkdir()
+    config = scenario(topics_data, folder / "run", samples=str(folder / "samples"), **COMMON)
+    train_scenarios(folder, [config], num_ranks=2)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def calm(calm_run: Path) -> dict[int, float]:
+    """Its losses."""
+    return losses(calm_run)
 
 
 def all_verify(run: Path) -> bool:
@@ -62,9 +71,11 @@ def all_verify(run: Path) -> bool:
     return bool(checkpoints) and not any(one.damage(one.files) for one in checkpoints)
 
 
-def check_kill(fault: str, calm: dict[int, float], data: Path, folder: Path) -> None:
+def check_kill(fault: str, calm_run: Path, data: Path, folder: Path) -> None:
     recipe = write_recipe(folder / "recipe.yaml", data, **COMMON)
-    done = train_locally(recipe, max_restarts=1, env={"DIST_LM_FAULT": fault})
+    samples = folder / "samples"
+    samples.mkdir()
+    done = train_locally(recipe, max_restarts=1, env={"DIST_LM_FAULT": fault, "DIST_LM_SAMPLES": str(samples)})
     assert done.returncode == 0, done.stdout + done.stderr
     # The fault did fire.
     assert "was ended by SIGKILL" in done.stdout
@@ -72,24 +83,23 @@ def check_kill(fault: str, calm: dict[int, float], data: Path, folder: Path) -> 
     first, second = (facts["reason"] for facts in status_of(RunDir(folder / "run")).attempts)
     assert first in (("crash", "died") if "rank1" in fault else ("died",))
     assert second == "done"
-    assert losses(folder / "run") == calm
+    assert losses(folder / "run") == losses(calm_run)
+    assert samples_by_step(samples) == samples_by_step(calm_run.parent / "samples")
     assert all_verify(folder / "run")
     assert not [*(folder / "run" / "checkpoints").glob(".tmp-*")]
 
 
 @pytest.mark.parametrize("fault", BOUNDED)
-def test_a_killed_rank_costs_nothing_but_time(
-    fault: str, calm: dict[int, float], topics_data: Path, tmp_path: Path
-) -> None:
-    check_kill(fault, calm, topics_data, tmp_path)
+def test_a_killed_rank_costs_nothing_but_time(fault: str, calm_run: Path, topics_data: Path, tmp_path: Path) -> None:
+    check_kill(fault, calm_run, topics_data, tmp_path)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fault", MATRIX)
 def test_every_crash_point_on_one_rank_and_on_all(
-    fault: str, calm: dict[int, float], topics_data: Path, tmp_path: Path
+    fault: str, calm_run: Path, topics_data: Path, tmp_path: Path
 ) -> None:
-    check_kill(fault, calm, topics_data, tmp_path)
+    check_kill(fault, calm_run, topics_data, tmp_path)
 
 
 def test_a_frozen_rank_is_recognised_and_the_run_goes_on(
@@ -169,9 +179,9 @@ OFTEN = ("local, dist-lm stop", "deepspeed, SIGTERM")
 
 def check_request(name: str, data: Path, folder: Path) -> None:
     launcher, ask, exit_code = REQUESTS[name]
-    recipe = write_recipe(
-        folder / "recipe.yaml", data, **{**COMMON, "run__eval_every": 0, "run__best": None}, run__steps=20_000
-    )
+    # The rate is the same whatever run.steps is, so that a shorter calm run is comparable.
+    options = {**COMMON, "run__eval_every": 0, "run__best": None, "optim__schedule": {"kind": "constant"}}
+    recipe = write_recipe(folder / "recipe.yaml", data, **options, run__steps=20_000)
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -197,6 +207,11 @@ def check_request(name: str, data: Path, folder: Path) -> None:
     assert LocalStore(run / "checkpoints").names()[0] == f"step-{reached:08d}"
     assert all_verify(run)
     assert status_of(RunDir(run)).attempts[0]["reason"] == "stopped"
+    # What follows the stop is what would have been.
+    longer = {**options, "run__steps": reached + 2, "run__allow_change": ["run.steps"]}
+    train_scenarios(folder, [scenario(data, folder / name, **longer) for name in ("run", "calm")], num_ranks=2)
+    assert RunDir(run).attempt_facts(2)["from_step"] == reached
+    assert losses(run) == losses(folder / "calm")
 
 
 @pytest.mark.parametrize("name", OFTEN)

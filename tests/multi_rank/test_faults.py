@@ -16,6 +16,8 @@ import yaml
 
 from dist_lm.checkpoint import commit
 from dist_lm.metrics import read_metrics
+from dist_lm.report.run_facts import read_run
+from dist_lm.run_dir import RunDir
 from tests.rank_scenarios import attempt_scenarios, losses, scenario, train_scenarios
 
 DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__attention_probs_dropout_prob": 0.1}
@@ -117,6 +119,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
     aside = [folder.name for folder in (tmp_path / "run" / "checkpoints").glob(".bad-*")]
     assert aside == [".bad-step-00000006-0"]
     assert losses(tmp_path / "run") == calm
+    # The log is not the only place that tells.
+    told = read_run(RunDir(tmp_path / "run"))
+    (bad,) = told.status.set_aside
+    assert (bad["name"], bad["step"]) == ("step-00000006", 6)
+    assert "rank-00001.safetensors" in bad["problem"]
+    assert (6.0, f"step-00000006 set aside: {bad['problem']}") in told.marks
+    assert f"set aside   step-00000006: {bad['problem']}" in told.status.lines()
 
 
 def test_bad_input_is_named_by_every_rank_alike_and_leaves_the_run_folder_usable(
