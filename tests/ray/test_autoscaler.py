@@ -37,7 +37,7 @@ VARIABLES = {
 
 
 def cluster_file(folder: Path, gcs_address: str) -> Path:
-    """At most two nodes with one CPU each; a node that idles for three seconds goes."""
+    """At most two nodes with one CPU each; a node that idles for twelve seconds goes."""
     path = folder / "cluster.yaml"
     worker = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}, "max_workers": 2}
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -49,7 +49,7 @@ def cluster_file(folder: Path, gcs_address: str) -> Path:
         **{"cluster_synced_files": [], "file_mounts": {}},
         "cluster_name": "fake",
         "max_workers": 2,
-        "idle_timeout_minutes": 0.05,
+        "idle_timeout_minutes": 0.2,
         "upscaling_speed": 1.0,
         "provider": {**provider, "disable_node_updaters": True, "disable_launch_config_check": True},
         "available_node_types": {"ray.head.default": head, "worker": worker},
@@ -66,7 +66,7 @@ class Scaled:
     net: Network
 
     def told(self) -> str:
-        logs = sorted(self.net.folder.glob("*/*/session_latest/logs/monitor.*"))
+        logs = sorted(self.net.folder.glob("*/*/session_latest/logs/[mj]o[nb]*.log"))
         return "\n".join(f"{path}\n{path.read_text(errors='replace')[-4000:]}" for path in logs)
 
     def until(self, ready: Callable[[], bool]) -> None:
