@@ -16,6 +16,8 @@ from tests.gloo_ranks import REPOSITORY, write_recipe
 from tests.ray.hosts import Network, network
 
 pytestmark = pytest.mark.ray
+WATCHING = {"RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+"""Ray's autoscaler, as Kubernetes has it without scaling: it answers, and adds no node."""
 JOINED = """
 import sys, ray
 from pathlib import Path
@@ -33,7 +35,7 @@ Recovery(run_dir, run_dir, known=known, max_restarts=0).before_worker_group_star
 def net() -> Iterator[Network]:
     """A head, one good worker, and a host for a bad one."""
     with network(3) as made:
-        made.start_head(num_cpus=0)
+        made.start_head(num_cpus=0, env=WATCHING)
         made.start_node(made.hosts[1])
         made.wait_for_nodes(2)
         yield made
