@@ -161,11 +161,12 @@ class Jobs:
                 # The dashboard of a head that starts answers before the process that runs jobs is there.
                 if _NOT_YET in str(error) and time.monotonic() < deadline:
                     continue
-                told = [line for line in str(error).splitlines() if line.strip()]
+                # A traceback of the head's ends with what matters.
+                told = [line.strip() for line in str(error).splitlines() if len(line.strip()) > 1]
                 raise EnvironmentFault(
                     f"the head does not take the job {job['submission_id']}",
                     where=self.address,
-                    why="\n".join([told[0], *told[1:][-1:]]),
+                    why=told[-1],
                     do="Choose another --name where the id is taken; else see dashboard_agent.log on the head.",
                 ) from error
 

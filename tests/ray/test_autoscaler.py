@@ -25,7 +25,7 @@ from tests.ray.hosts import DASHBOARD_PORT, GCS_PORT, Network, network
 pytestmark = [pytest.mark.ray, pytest.mark.soak]
 WAIT_S = 120.0
 ENDLESS = 1_000_000
-PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+PROVIDER = "tests.ray.fake_nodes.OwnFolders"
 VARIABLES = {
     "RAY_FAKE_CLUSTER": "1",
     # What `ray up` sets for a head.
@@ -36,13 +36,13 @@ VARIABLES = {
 }
 
 
-def cluster_file(folder: Path, gcs_address: str) -> Path:
+def cluster_file(folder: Path, net: Network) -> Path:
     """At most two nodes with one CPU each; a node that idles for twelve seconds goes."""
-    path = folder / "cluster.yaml"
+    path, gcs_address = folder / "cluster.yaml", f"{net.head.address}:{GCS_PORT}"
     worker = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}, "max_workers": 2}
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    # Named as an external one, because Ray's wheel lacks the defaults of `fake_multinode`.
-    provider = {"type": "external", "module": PROVIDER, "gcs_address": gcs_address, "launch_multiple": True}
+    # By its name Ray would look for the provider's defaults, which its wheel lacks.
+    provider = {"type": "external", "module": PROVIDER, "folder": str(net.folder), "launch_multiple": True}
     commands = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
     config = {
         **{name: [] for name in (*commands, "head_start_ray_commands", "worker_start_ray_commands")},
@@ -51,7 +51,12 @@ def cluster_file(folder: Path, gcs_address: str) -> Path:
         "max_workers": 2,
         "idle_timeout_minutes": 0.2,
         "upscaling_speed": 1.0,
-        "provider": {**provider, "disable_node_updaters": True, "disable_launch_config_check": True},
+        "provider": {
+            **provider,
+            "gcs_address": gcs_address,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
         "available_node_types": {"ray.head.default": head, "worker": worker},
         "head_node_type": "ray.head.default",
     }
@@ -87,7 +92,7 @@ class Scaled:
 @pytest.fixture
 def scaled(tmp_path: Path) -> Iterator[Scaled]:
     with network(1) as net:
-        config = cluster_file(tmp_path, f"{net.head.address}:{GCS_PORT}")
+        config = cluster_file(tmp_path, net)
         net.start_head("--autoscaling-config", str(config), num_cpus=0, env=VARIABLES)
         net.wait_for_nodes(1)
         yield Scaled(net)

@@ -59,7 +59,7 @@ def assert_refused(net: Network, done: subprocess.CompletedProcess[str], *told: 
     assert "TrainController" not in done.stdout + done.stderr
     running = list(names(net))
     assert "raylet" in running
-    assert not [name for name in running if "Train" in name]
+    assert not [name for name in running if name.startswith(("ray::RayTrain", "ray::TrainC"))]
 
 
 def names(net: Network) -> Iterator[str]:

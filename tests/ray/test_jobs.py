@@ -57,6 +57,7 @@ def submit_shipped(
     folder.mkdir(exist_ok=True)
     small = {
         **{"run.dir": run_dir, "run.steps": 6, "run.log_every": 1, "ray.workers": 1, "model.size": "tiny"},
+        "optim.schedule.warmup_steps": 1,
         **{f"data.{split}": data / "pairs" / split for split in ("train", "heldout")},
         "data.tokenizer": data / "tokenizer",
     }
