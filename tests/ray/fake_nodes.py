@@ -22,5 +22,5 @@ class OwnFolders(FakeMultiNodeProvider):
     def _create_node_with_resources_and_labels(self, *given: Any) -> None:
         folder = tempfile.mkdtemp(dir=self.provider_config["folder"])
         parameters = functools.partial(ray._private.parameter.RayParams, temp_dir=folder)
-        with mock.patch.object(ray._private.parameter, "RayParams", parameters):
+        with self.lock, mock.patch.object(ray._private.parameter, "RayParams", parameters):
             super()._create_node_with_resources_and_labels(*given)

@@ -148,7 +148,7 @@ def ray_job(net: Network, *words: str) -> str:
     address = {"RAY_API_SERVER_ADDRESS": f"http://{net.head.address}:{DASHBOARD_PORT}"}
     done = net.head.run([RAY, "job", *words], env=address)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_without_the_token_nothing_gets_in(net: Network, tree: Path) -> None:
