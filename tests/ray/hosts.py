@@ -234,6 +234,13 @@ class Network:
         assert done.returncode == 0, done.stderr
         return set(done.stdout.splitlines()[-1].split())
 
+    def node_id(self, host: Host) -> str:
+        """Ray's id of the node that lives on a host."""
+        wanted = f"[n.node_id.hex() for n in alive if n.node_manager_address == '{host.address}']"
+        done = self._ask_gcs(f"(found,) = {wanted}; print(found)")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()[-1]
+
     def end(self) -> None:
         for host in self.hosts:
             host.kill()

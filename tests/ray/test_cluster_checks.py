@@ -13,9 +13,10 @@ import pytest
 
 from dist_lm.errors import EnvironmentFault
 from tests.gloo_ranks import REPOSITORY, write_recipe
-from tests.ray.hosts import Network, network
+from tests.ray.hosts import GCS_PORT, RAY, Network, network
 
 pytestmark = pytest.mark.ray
+METADATA_PORT = 8080
 WATCHING = {"RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 """Ray's autoscaler, as Kubernetes has it without scaling: it answers, and adds no node."""
 JOINED = """
@@ -122,3 +123,26 @@ def test_a_run_folder_that_one_node_does_not_reach(net: Network, recipe: Path, t
     finally:
         lonely.kill()
         net.wait_for_nodes(2)
+
+
+def test_the_sidecar_of_spot_nodes_drains_the_node_that_it_runs_on(net: Network, tmp_path: Path) -> None:
+    leaving, staying = net.hosts[2], net.node_ids()
+    net.start_node(leaving)
+    net.wait_for_nodes(3)
+    notice = tmp_path / "metadata" / "computeMetadata" / "v1" / "instance" / "preempted"
+    notice.parent.mkdir(parents=True)
+    notice.write_text("TRUE")
+    serve = [sys.executable, "-m", "http.server", str(METADATA_PORT), "--bind", "127.0.0.1"]
+    leaving.popen([*serve, "--directory", tmp_path / "metadata"], tmp_path / "metadata.log")
+    address = ("--address", f"{net.head.address}:{GCS_PORT}", "--ray", RAY)
+    sidecar = [sys.executable, REPOSITORY / "cluster" / "spot_notice.py", "gcp", *address]
+    metadata = ("--metadata", f"http://127.0.0.1:{METADATA_PORT}")
+    try:
+        # It finds its own raylet among those of all hosts.
+        done = leaving.run([*sidecar, *metadata], env={"TMPDIR": str(tmp_path), "RAY_ADDRESS": ""})
+        assert done.returncode == 0, done.stdout + done.stderr
+        # Nobody works on it, so that it goes at once.
+        net.wait_for_nodes(2)
+        assert net.node_ids() == staying
+    finally:
+        leaving.kill()

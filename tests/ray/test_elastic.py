@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.gloo_ranks import REPOSITORY
 from tests.ray.hosts import GCS_PORT, RAY, network
 from tests.ray.watched import WatchedRun, samples_in
 
 pytestmark = pytest.mark.ray
 SLOW = "4mbit"
 """What a host sends: half a second a step, so that the run is not far ahead of the test."""
-METADATA_PORT = 8080
-SIDECAR = REPOSITORY / "cluster" / "spot_notice.py"
+NOTICE_S = 60
 # The one restart is for the host that is cut off.
 ELASTIC = ("ray.workers={min: 1, max: 3}", "ray.resize_s=5", "--max-restarts", "1")
 LINES_A_GROUP = 200
@@ -36,18 +33,13 @@ def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_o
         run = WatchedRun(net, net.head, tmp_path / "run", topics_data, *ELASTIC)
         run.until_it_trains_with(3)
 
+        # What cluster/spot_notice.py runs on a node that the cloud takes away.
         leaving = run.host_of(rank=2)
         first = run.pids()
-        notice = tmp_path / "metadata" / "computeMetadata" / "v1" / "instance" / "preempted"
-        notice.parent.mkdir(parents=True)
-        notice.write_text("TRUE")
-        serve = [sys.executable, "-m", "http.server", str(METADATA_PORT), "--bind", "127.0.0.1"]
-        leaving.popen([*serve, "--directory", tmp_path / "metadata"], tmp_path / "metadata.log")
-        address = ("--address", f"{net.head.address}:{GCS_PORT}", "--ray", RAY)
-        metadata = ("--metadata", f"http://127.0.0.1:{METADATA_PORT}")
-        sidecar = [sys.executable, SIDECAR, "gcp", *address, *metadata]
-        done = leaving.run(sidecar, env={"TMPDIR": str(tmp_path)})
-        assert done.returncode == 0, done.stdout + done.stderr
+        node = ("--address", f"{net.head.address}:{GCS_PORT}", "--node-id", net.node_id(leaving))
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice")
+        done = leaving.run([RAY, "drain-node", *node, *reason, "--deadline-remaining-seconds", NOTICE_S])
+        assert done.returncode == 0, done.stderr
         run.until_it_trains_with(3, 2)
         before, after = run.attempts()
         # No step was lost, it was not the periodic save only, and nobody was left on the node.
