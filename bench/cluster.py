@@ -302,7 +302,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the table; the figures go to the .json beside it")
     parser.add_argument("--only", action="append", choices=sorted(FIGURES), help="measure this one; repeatable")
     given = parser.parse_args()
+    # Where time runs out, no host is left, and what was measured is told.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     found: dict[str, dict[str, Any]] = {}
+    try:
+        measure_all(given.only or list(FIGURES), found)
+    finally:
+        figures = {key: value_of(phases) for key, phases in found.items()}
+        by_phase = {f"{key}_by_phase": phases for key, phases in found.items()}
+        record("What a fault costs on a Ray cluster", table(found), {**figures, **by_phase}, given.out)
+
+
+def measure_all(wanted: list[str], found: dict[str, dict[str, Any]]) -> None:
+    """Measure on one test bed of a head and three hosts; `found` gets each figure's phases when it is there."""
     with tempfile.TemporaryDirectory(prefix="dlb-") as name:
         data = prepare_text(Path(name))
         with network(4) as net:
@@ -310,14 +322,9 @@ def main() -> None:
             for host in net.hosts[1:]:
                 net.start_node(host)
             net.wait_for_nodes(4)
-            for key, measure in FIGURES.items():
-                if given.only and key not in given.only:
-                    continue
-                found[key] = measure(net, Path(name), data)
+            for key in wanted:
+                found[key] = FIGURES[key](net, Path(name), data)
                 print(f"{key} {value_of(found[key])}  {found[key]}", file=sys.stderr, flush=True)
-    figures = {key: value_of(phases) for key, phases in found.items()}
-    by_phase = {f"{key}_by_phase": phases for key, phases in found.items()}
-    record("What a fault costs on a Ray cluster", table(found), {**figures, **by_phase}, given.out)
 
 
 if __name__ == "__main__":
