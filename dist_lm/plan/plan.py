@@ -326,5 +326,5 @@ def _assumptions(machine: Machine, options: Options) -> list[str]:
     if machine.flops:
         said.append(f"{options.mfu:.0%} of {machine.flops / 1e12:.1f} TFLOP/s while computing")
     if machine.ranks > 1 and machine.device is not None:
-        said.append(f"{machine.topology.gb_s:g} GB/s a device on the slowest link of a ring")
+        said.append(f"{machine.topology.gb_s:g} GB/s a device in collectives")
     return said

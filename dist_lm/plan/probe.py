@@ -63,13 +63,18 @@ def calibrated(config: Path, overrides: Sequence[str], planned: Plan, machine: M
 def measure(config: Path, overrides: Sequence[str], *, ranks: int, steps: int) -> Measured:
     """The run's own first steps, twice: for time, and for memory."""
     steady = _train(config, overrides, ranks=ranks, steps=steps)
-    exact = _train(config, overrides, ranks=ranks, steps=_LEAST_STEPS, variables=EXACT_MALLOC)
     return Measured(
-        memory_gib=max(record["memory_gib"] for record in exact),
+        memory_gib=measured_gib(config, overrides, ranks=ranks),
         held_gib=max(record["memory_gib"] for record in steady),
         step_s=median(record["step_seconds"] for record in steady),
         tokens_s=median(record["tokens_per_second"] for record in steady),
     )
+
+
+def measured_gib(config: Path, overrides: Sequence[str], *, ranks: int) -> float:
+    """Peak of a rank's resident memory in a few steps, under EXACT_MALLOC."""
+    records = _train(config, overrides, ranks=ranks, steps=_LEAST_STEPS, variables=EXACT_MALLOC)
+    return max(float(record["memory_gib"]) for record in records)
 
 
 def _train(
