@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -27,8 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.recorded import REPOSITORY, taken_on
+
 SIZE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
 REPEATS = 5
 
@@ -197,6 +198,17 @@ def started_at(pid: int) -> float:
     return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
+class Folders:
+    """What the tests' data are made with, outside pytest."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def mktemp(self, name: str) -> Path:
+        (self._root / name).mkdir()
+        return self._root / name
+
+
 def killed_run(folder: Path, minutes: float) -> dict[str, Any]:
     """Train the demo's model under one SIGKILL a minute; seconds from a kill to the next step, and goodput."""
     from dist_lm.metrics import read_metrics
@@ -205,12 +217,7 @@ def killed_run(folder: Path, minutes: float) -> dict[str, Any]:
     from tests.conftest import topics_data
     from tests.gloo_ranks import environment, write_recipe
 
-    class Folders:
-        def mktemp(self, name: str) -> Path:
-            (folder / name).mkdir()
-            return folder / name
-
-    data = topics_data.__wrapped__(Folders())  # type: ignore[attr-defined]
+    data = topics_data.__wrapped__(Folders(folder))  # type: ignore[attr-defined]
     # As launch/recipes/demo-pretrain.yaml; one record a step, by which the first one after a kill is seen.
     model = {"size": "tiny", "overrides": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
     options = {"model": model, "batch__micro": 16, "zero": 2, "deepspeed": str(REPOSITORY / "ds_configs/cpu_gloo.json")}
@@ -274,12 +281,8 @@ def main() -> None:
         folder = Path(name)
         saved, loaded = start_ranks("save", 2, folder), start_ranks("load", 1, folder)
         killed = killed_run(folder, given.minutes)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     figures = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores, CPU, {platform.machine()}",
-        "commit": commit.stdout.strip(),
-        "command": "python bench/checkpoints.py " + " ".join(sys.argv[1:]),
+        **taken_on(),
         "stall_vs_deepspeed": saved["stall_s"] / saved["deepspeed_stall_s"],
         "bytes_vs_state": saved["bytes"] / saved["state_bytes"],
         "load_vs_universal": loaded["load_s"] / (loaded["convert_s"] + loaded["universal_load_s"]),

@@ -64,6 +64,8 @@ def launch(plan: LocalLaunch) -> int:
         before = _committed(run_dir)
         group = _Group(plan)
         code = group.run()
+        if group.forced and code < 0:
+            return 128 + group.forced
         smaller = code == OutOfMemory.exit_code and _committed(run_dir)[1] > before[1]
         if code not in RESTARTABLE and code >= 0 and not smaller:
             return code
@@ -100,6 +102,8 @@ class _Group:
         self.plan = plan
         self.cause = ""
         self._stop_signal = 0
+        self.forced = 0
+        """The second signal, at which the ranks were ended without a checkpoint."""
         self._ranks: list[RankProcess] = []
         self._starting = True
 
@@ -200,6 +204,8 @@ class _Group:
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         again, self._stop_signal = bool(self._stop_signal), number
+        if again:
+            self.forced = number
         # The second signal: at once, and no rank has a say in it.
         self._pass_on(signal.SIGKILL if again else signal.SIGTERM)
         if again and self._starting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,27 @@ def test_a_process_whose_launcher_is_killed_asks_to_stop() -> None:
     process.stdin.flush()
     assert process.stdout.readline() == "the launcher is gone\n"
     process.stdin.close()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+    rank = (
+        "import threading\n"
+        "from dist_lm.stop import StopFlag\n"
+        "flag = StopFlag(); flag.listen(); print('listens', flush=True)\n"
+        "while not flag.reason: threading.Event().wait(0.01)\n"
+        "print(flag.reason, flush=True)\n"
+        "threading.Event().wait()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", rank], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "listens\n"
+    process.send_signal(signal.SIGTERM)
+    # It goes on: a step is to be finished, and a checkpoint to be saved.
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.send_signal(second)
+    assert process.wait() == 128 + second
     process.stdout.close()
 
 

@@ -18,7 +18,7 @@ import pytest
 from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.checkpoint.store import LocalStore
 from dist_lm.cluster.local import free_port
-from dist_lm.faults import OF_EXPORT, POINTS
+from dist_lm.faults import GATE_VARIABLE, OF_EXPORT, POINTS
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 from dist_lm.sample_log import samples_by_step
@@ -223,3 +223,23 @@ def test_a_request_saves_and_leaves_no_process(name: str, topics_data: Path, tmp
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name not in OFTEN])
 def test_every_request_under_every_launcher(name: str, topics_data: Path, tmp_path: Path) -> None:
     check_request(name, topics_data, tmp_path)
+
+
+@pytest.mark.soak
+def test_a_second_signal_ends_launcher_and_ranks_that_cannot_stop(topics_data: Path, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path / "recipe.yaml", topics_data, **COMMON), tmp_path / "run"
+    hold = {"DIST_LM_FAULT": "hold@rank1:step2:before_forward", GATE_VARIABLE: str(tmp_path / "gate")}
+    process = subprocess.Popen(by_us(recipe), env=environment(hold), cwd=REPOSITORY)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "held").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    family = [psutil.Process(pid) for pid in RunDir(run).attempt_facts(1)["pids"]]
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
+    _, left = psutil.wait_procs(family, timeout=DEADLINE_S)
+    assert not left

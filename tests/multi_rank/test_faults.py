@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,24 +110,46 @@ def flip_bit(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flipped bit": (lambda newest: flip_bit(newest / "rank-00001.safetensors", -5), "rank-00001.safetensors"),
+    "truncated file": (lambda newest: truncate(newest / "rank-00000.safetensors"), "rank-00000.safetensors"),
+    "missing file": (lambda newest: (newest / "rank-00001.safetensors").unlink(), "rank-00001.safetensors"),
+    "torn manifest": (lambda newest: truncate(newest / "manifest.json"), "manifest.json cannot be read"),
+    "missing manifest": (lambda newest: (newest / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "another run's": (
+        lambda newest: rewrite(newest / "manifest.json", run_id="0123456789abcdef"),
+        "its manifest is of another run (0123456789abcdef)",
+    ),
+}
+
+
+def rewrite(path: Path, **facts: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
     calm: dict[int, float], topics_data: Path, tmp_path: Path
 ) -> None:
-    config = scenario(topics_data, tmp_path / "run", **COMMON)
-    train_scenarios(tmp_path, [config], num_ranks=2)
-    newest = commit.published(tmp_path / "run" / "checkpoints")[0]
-    flip_bit(newest / "rank-00001.safetensors", -5)
-    train_scenarios(tmp_path, [config], num_ranks=2)
-    aside = [folder.name for folder in (tmp_path / "run" / "checkpoints").glob(".bad-*")]
-    assert aside == [".bad-step-00000006-0"]
-    assert losses(tmp_path / "run") == calm
-    # The log is not the only place that tells.
-    told = read_run(RunDir(tmp_path / "run"))
-    (bad,) = told.status.set_aside
-    assert (bad["name"], bad["step"]) == ("step-00000006", 6)
-    assert "rank-00001.safetensors" in bad["problem"]
-    assert (6.0, f"step-00000006 set aside: {bad['problem']}") in told.marks
-    assert f"set aside   step-00000006: {bad['problem']}" in told.status.lines()
+    train_scenarios(tmp_path, [scenario(topics_data, tmp_path / "run", **COMMON)], num_ranks=2)
+    for name, (damage, _) in DAMAGE.items():
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+        damage(commit.published(tmp_path / name / "checkpoints")[0])
+    train_scenarios(tmp_path, [scenario(topics_data, tmp_path / name, **COMMON) for name in DAMAGE], num_ranks=2)
+    for name, (_, problem) in DAMAGE.items():
+        aside = [folder.name for folder in (tmp_path / name / "checkpoints").glob(".bad-*")]
+        assert aside == [".bad-step-00000006-0"]
+        assert losses(tmp_path / name) == calm
+        # The log is not the only place that tells.
+        told = read_run(RunDir(tmp_path / name))
+        (bad,) = told.status.set_aside
+        assert (bad["name"], bad["step"]) == ("step-00000006", 6)
+        assert problem in bad["problem"]
+        assert (6.0, f"step-00000006 set aside: {bad['problem']}") in told.marks
+        assert f"set aside   step-00000006: {bad['problem']}" in told.status.lines()
 
 
 def test_bad_input_is_named_by_every_rank_alike_and_leaves_the_run_folder_usable(

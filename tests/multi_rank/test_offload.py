@@ -51,6 +51,28 @@ def test_losses_on_the_host_are_those_without(runs: Path, name: str) -> None:
     assert [*losses(runs / name).values()] == pytest.approx(expected, rel=CLOSE)
 
 
+@pytest.mark.soak
+def test_a_run_whose_states_are_on_nvme_equals_the_plain_one_and_goes_on_to_the_last_bit(
+    topics_data: Path, tmp_path: Path
+) -> None:
+    """Needs libaio (`apt-get install libaio-dev`); the op is compiled at the first use."""
+    place = {"device": "nvme", "nvme_path": str(tmp_path / "nvme")}
+    (tmp_path / "nvme").mkdir()
+    zero = {
+        "stage": 3,
+        "offload_optimizer": {**place, "buffer_count": 5},
+        "offload_param": {**place, "buffer_count": 8},
+    }
+    (tmp_path / "nvme.json").write_text(json.dumps({"zero_optimization": zero}))
+    changes = {"zero": 3, "deepspeed": str(tmp_path / "nvme.json"), "batch__micro": 8}
+    config = scenario(topics_data, tmp_path / "run", **changes)
+    train_scenarios(tmp_path, [config, scenario(topics_data, tmp_path / "plain")], num_ranks=2)
+    train_scenarios(tmp_path, [resumed_copy(tmp_path / "run", tmp_path / "again", config)], num_ranks=2)
+    expected = [*losses(tmp_path / "plain").values()]
+    assert [*losses(tmp_path / "run").values()] == pytest.approx(expected, rel=CLOSE)
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_resumed_run_on_the_host_equals_the_whole_one(runs: Path, name: str) -> None:
     assert losses(runs / f"again-{name}") == losses(runs / name)
