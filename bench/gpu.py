@@ -8,7 +8,7 @@ tokens, --warm-up steps, then the median of --steps steps by events on the devic
 tokens that are not padding (padded rows are full to 0.6).  The last rung doubles the micro-batch while
 that is faster.  MFU = tokens a second x FLOPs a token / peak; FLOPs a token: bench/gpu_models.py; peak: the
 device's in bf16 (dist_lm/plan/accelerators.py).  GEMM: the same over the fastest of some products of square
-matrices, measured here.  Published figures of the same models stand in docs/plan.md's sources.
+matrices, measured here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`dist-lm plan --probe` for many runs: planned beside measured memory and step time of two CPU ranks.
 
     python bench/plan.py [--models bert gpt2 t5] [--batches 16x8 64x16] [--stages 0 1 2 3] [--memory-only]
-                         [--out bench/results/plan.md]
+                         [--work FOLDER] [--out bench/results/plan.md]
 
 Enters: nothing; the text is the docs corpus.  Leaves: a table.  A batch is rows in all x rows of a
 micro-batch at most: 16x8 is one micro-step, 64x16 two.  Memory is the peak of a rank's resident memory in
@@ -92,11 +92,14 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", default=["16x8", "64x16"])
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--memory-only", action="store_true")
+    parser.add_argument("--work", type=Path, help="folder where prepared data are kept, and found the next time")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     prepare_environment()
     with tempfile.TemporaryDirectory(prefix="dist_lm-plan-") as name:
-        found = list(rows(Path(name), options))
+        work = options.work or Path(name)
+        work.mkdir(parents=True, exist_ok=True)
+        found = list(rows(work, options))
     columns = [name for name in ("planned_gib", "measured_gib", "memory_ratio", "held_gib") if name in found[0]]
     columns += [name for name in ("planned_s", "measured_s", "time_ratio") if name in found[0]]
     lines = [f"| run | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
