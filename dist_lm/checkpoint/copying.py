@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 
-from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint
+from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint, sealed
 from dist_lm.checkpoint.store import Draft, Store
 from dist_lm.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ def copy_checkpoint(checkpoint: Checkpoint, to: Store) -> Checkpoint:
     manifest["files"] = {new_names[file]: facts for file, facts in manifest["files"].items()}
     for parameter in manifest["parameters"].values():
         parameter["pieces"] = [[start, size, new_names[file]] for start, size, file in parameter["pieces"]]
-    to.publish(draft, MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    to.publish(draft, MANIFEST, sealed(manifest))
     copied = Checkpoint.read(to, checkpoint.name)
     problem = copied.damage(sorted(copied.files))
     if problem:

@@ -2,11 +2,13 @@
 
 Enters: manifest.json in a store.  Leaves: a Checkpoint: progress, files with hashes, and which range
 of which parameter lies where.
-Promises: a manifest that is missing, torn or from a newer version is a DataError, never a guess.
+Promises: a manifest that is missing, torn, changed in one bit or from a newer version is a DataError,
+never a guess.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable
@@ -20,6 +22,7 @@ from dist_lm.errors import DataError
 
 FORMAT, VERSION = "dist_lm-checkpoint", 1
 MANIFEST = "manifest.json"
+_SEAL = "sha256"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Checkpoint:
                     f"{path} was written by a newer dist_lm (format {content['version']})",
                     do="Upgrade dist_lm.",
                 )
+            if content.pop(_SEAL) != _hash(content):
+                raise DataError(f"{path} does not match its own SHA-256", do="Use the checkpoint before it.")
             facts = content["progress"]
             quarantine = [tuple(place) for place in facts.get("quarantine", [])]
             progress = Progress(**{**facts, "quarantine": quarantine})
@@ -143,4 +148,14 @@ def manifest_bytes(progress: Progress, run_id: str, reports: Iterable[dict[str, 
         "files": files,
         "parameters": parameters,
     }
-    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    return sealed(manifest)
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The file's content: the manifest with its own hash."""
+    content = {name: value for name, value in manifest.items() if name != _SEAL}
+    return (json.dumps({**content, _SEAL: _hash(content)}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

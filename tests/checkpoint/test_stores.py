@@ -16,7 +16,7 @@ from dist_lm.checkpoint import commit
 from dist_lm.checkpoint.commit import Retention
 from dist_lm.checkpoint.copying import copy_checkpoint
 from dist_lm.checkpoint.fragments import WEIGHT
-from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint
+from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint, sealed
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import Draft, LocalStore, Store, open_store, step_name
 from dist_lm.errors import ConfigError, DataError
@@ -117,11 +117,31 @@ def test_a_torn_foreign_or_newer_manifest_is_an_error_and_never_a_guess(store: S
         (json.dumps(manifest).encode()[:-30], "cannot be read"),
         (json.dumps({**manifest, "format": "other"}).encode(), "is not a checkpoint's manifest"),
         (json.dumps({**manifest, "version": 99}).encode(), "newer dist_lm"),
-        (json.dumps({**manifest, "progress": {"step": 1}}).encode(), "cannot be read"),
+        (sealed({**manifest, "progress": {"step": 1}}), "cannot be read"),
+        (json.dumps({**manifest, "run_id": "other"}).encode(), "does not match its own SHA-256"),
     ]:
         corrupt(store, step_name(3), MANIFEST, content)
         with pytest.raises(DataError, match=words):
             Checkpoint.read(store, step_name(3))
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    save(store, 3)
+    whole, content = Checkpoint.read(store, step_name(3)), store.read(step_name(3), MANIFEST)
+    harmless = 0
+    for offset in range(len(content)):
+        flipped = bytearray(content)
+        flipped[offset] ^= 1 << offset % 8
+        corrupt(store, step_name(3), MANIFEST, bytes(flipped))
+        try:
+            found = Checkpoint.read(store, step_name(3))
+        except DataError:
+            continue
+        # One white space became another.
+        assert found == whole
+        harmless += 1
+    assert harmless < len(content.split())
 
 
 def test_what_is_set_aside_is_no_longer_there_and_its_step_can_be_saved_again(store: Store) -> None:

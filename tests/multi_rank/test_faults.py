@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -110,38 +109,47 @@ def flip_bit(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+def truncate(path: Path, length: int = 1) -> None:
+    path.write_bytes(path.read_bytes()[:-length])
+
+
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped bit": (lambda newest: flip_bit(newest / "rank-00001.safetensors", -5), "rank-00001.safetensors"),
     "truncated file": (lambda newest: truncate(newest / "rank-00000.safetensors"), "rank-00000.safetensors"),
     "missing file": (lambda newest: (newest / "rank-00001.safetensors").unlink(), "rank-00001.safetensors"),
-    "torn manifest": (lambda newest: truncate(newest / "manifest.json"), "manifest.json cannot be read"),
+    "torn manifest": (lambda newest: truncate(newest / "manifest.json", 20), "manifest.json cannot be read"),
+    "changed manifest": (
+        lambda newest: rewrite(newest / "manifest.json", b'"position": 192', b'"position": 193'),
+        "does not match its own SHA-256",
+    ),
     "missing manifest": (lambda newest: (newest / "manifest.json").unlink(), "manifest.json cannot be read"),
     "another run's": (
-        lambda newest: rewrite(newest / "manifest.json", run_id="0123456789abcdef"),
-        "its manifest is of another run (0123456789abcdef)",
+        lambda newest: shutil.copytree(
+            commit.published(newest.parents[2] / "calm" / "checkpoints")[0], newest, dirs_exist_ok=True
+        ),
+        "its manifest is of another run",
     ),
 }
-
-
-def rewrite(path: Path, **facts: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
     calm: dict[int, float], topics_data: Path, tmp_path: Path
 ) -> None:
-    train_scenarios(tmp_path, [scenario(topics_data, tmp_path / "run", **COMMON)], num_ranks=2)
+    whole = [scenario(topics_data, tmp_path / name, **COMMON) for name in ("run", "calm")]
+    train_scenarios(tmp_path, whole, num_ranks=2)
     for name, (damage, _) in DAMAGE.items():
         shutil.copytree(tmp_path / "run", tmp_path / name)
         damage(commit.published(tmp_path / name / "checkpoints")[0])
     train_scenarios(tmp_path, [scenario(topics_data, tmp_path / name, **COMMON) for name in DAMAGE], num_ranks=2)
     for name, (_, problem) in DAMAGE.items():
         aside = [folder.name for folder in (tmp_path / name / "checkpoints").glob(".bad-*")]
-        assert aside == [".bad-step-00000006-0"]
+        assert aside == [".bad-step-00000006-0"], name
         assert losses(tmp_path / name) == calm
         # The log is not the only place that tells.
         told = read_run(RunDir(tmp_path / name))
