@@ -7,6 +7,7 @@ folder is claimed only after that.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ import yaml
 from transformers import PreTrainedModel
 
 import dist_lm
-from dist_lm import disk
+from dist_lm import disk, ops
 from dist_lm.attempt import Attempt
 from dist_lm.checkpoint.manifest import Progress
 from dist_lm.config import RunConfig
@@ -125,6 +126,10 @@ def _build(
     )
     _together(ranks, lambda: check_with_deepspeed(resolved.settings, ranks.world_size, file=config.deepspeed))
     ranks.agree(lambda: _describe(run_dir, config, resolved.settings, model, inputs.tokenizer))
+    # Ranks that build an op at the same time wait for each other's lock, and for ever if one is killed.
+    needed = ops.needed(resolved.settings, cpu=ranks.device.type == "cpu")
+    for name in needed:
+        _together(ranks, functools.partial(ops.build, name))
     engine = Engine(
         model,
         inputs.task,

@@ -155,6 +155,9 @@ def _rank(plan: Path, variables: dict[str, str], log: Path) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.update(variables)
+    from dist_lm.worker import prepare_environment
+
+    prepare_environment()
     from dist_lm.config import RunConfig
     from dist_lm.config_files import LoadedConfig
     from dist_lm.errors import DistLMError

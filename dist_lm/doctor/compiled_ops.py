@@ -16,24 +16,12 @@ from dist_lm.doctor.finding import Finding, fail, of_error, ok, warn
 from dist_lm.errors import EnvironmentFault
 
 
-def ops_needed(settings: Mapping[str, Any], *, cpu: bool) -> list[str]:
-    """Ops that DeepSpeed compiles at the first start with these settings."""
-    zero = settings.get("zero_optimization", {})
-    devices = [zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")]
-    needed = [ops.CPU_OP] if cpu else []
-    if devices[0] in ("cpu", "nvme"):
-        needed.append(ops.CPU_ADAM)
-    if "nvme" in devices:
-        needed.append(ops.ASYNC_IO)
-    return needed
-
-
 def check_ops(settings: Mapping[str, Any], *, cpu: bool) -> Iterator[Finding]:
     stale = ops.stale_locks()
     for lock in stale:
         do = "`dist-lm doctor --fix`, or remove the file: torch would wait for it for ever."
         yield fail("op locks", f"a build that died left {lock}", do, ops.remove_stale_locks)
-    needed = ops_needed(settings, cpu=cpu)
+    needed = ops.needed(settings, cpu=cpu)
     unbuilt = [name for name in needed if not ops.is_built(name)]
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler, path=ops.own_tools_path()) is None:
