@@ -50,6 +50,7 @@ SEAMS = {
         "cluster/ray_worker.py",
         "cluster/ray_recovery.py",
         "cluster/ray_cluster.py",
+        "cluster/ray_scale.py",
         "cluster/ray_options.py",
         "cluster/jobs.py",
         "cluster/ray_metrics.py",
