@@ -93,6 +93,8 @@ def start(cloud: str, metadata: str, ray: Path) -> subprocess.Popen[str]:
             *("--metadata", metadata, "--ray", str(ray), "--every", "0.01"),
             *("--processes", str(ray.parent / "processes")),
         ],
+        # Its lock lies where temporary files do.
+        env={**os.environ, "TMPDIR": str(ray.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
