@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What looks at the environment stands outside it, so that it does not change what it sees.
 TOOLS := .venv-tools
 
-.PHONY: setup demo test soak browser check errors bench audit sbom docs clean
+.PHONY: setup demo test soak browser check errors bench audit sbom wheel reference docs clean
 
 setup: $(VENV)/ready
 
@@ -42,6 +42,10 @@ check: setup
 errors: setup
 	$(BIN)/python docs/make_errors.py
 
+# docs/configuration.md and docs/commands.md, from the schema and the verbs.
+reference: setup
+	$(BIN)/python docs/make_reference.py
+
 # The site of docs/*.md in site/; every link is checked.
 docs: setup
 	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
@@ -67,5 +71,13 @@ sbom: setup $(TOOLS)/ready
 	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type library \
 		--short-PURLs --output-reproducible --of JSON --output-file dist/sbom.json
 
+# dist/*.whl; with TAG=vX.Y.Z only where that is the version, and the changelog has it as released.
+TAG ?=
+wheel: setup
+	@test -z "$(TAG)" || { test "$(TAG)" = "v$$($(BIN)/python -c 'import dist_lm; print(dist_lm.__version__)')" \
+		&& grep -q "^## $(TAG:v%=%)$$" CHANGELOG.md; } \
+		|| { echo "$(TAG) is not the version of dist_lm/__init__.py with a heading of its own in CHANGELOG.md"; exit 2; }
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
 clean:
-	rm -rf demo $(VENV) $(TOOLS)
+	rm -rf demo dist site $(VENV) $(TOOLS)

@@ -1,9 +1,9 @@
 """What a fault costs on a Ray cluster: seconds to the next step, by phase; and what Ray itself costs.
 
 Enters: root on Linux with `ip` (the test bed of tests/ray/hosts.py: a network namespace and a Ray node
-for each host, with the health checks of cluster/node_env.sh).  Leaves: JSON.
+for each host, with the health checks of cluster/node_env.sh).  Leaves: a table, and JSON.
 
-    python bench/cluster.py --out bench/results/cluster.json
+    python bench/cluster.py --out bench/results/cluster.md
     python bench/cluster.py --only shrink_s      one figure; repeatable
 
 dead_worker_s            SIGKILL of a worker's process
@@ -37,6 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.recorded import record
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import train_tokenizer
 from dist_lm.metrics import read_metrics
@@ -271,12 +272,49 @@ def value_of(phases: dict[str, Any]) -> float:
     return max(value_of(variant) for variant in phases.values())
 
 
+PHASES = (*SIGNS, "sent", "joined", "step")
+
+
+def rows(key: str, phases: dict[str, Any]) -> Iterator[str]:
+    """Rows of the table of one figure."""
+    if "step" in phases:
+        yield f"| {key} | " + " | ".join(str(phases.get(phase, "")) for phase in PHASES) + " |"
+    elif "value" not in phases:
+        for variant, inner in phases.items():
+            yield from rows(f"{key} {variant}", inner)
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Seconds from a fault, or from the submission, to the end of each phase."""
+    head = [f"| s | {' | '.join(PHASES)} |", "|---" * (1 + len(PHASES)) + "|"]
+    lines = [*head, *(row for key, phases in found.items() for row in rows(key, phases))]
+    if "ray_overhead" in found:
+        steps = found["ray_overhead"]
+        lines += [
+            "",
+            f"ray_overhead {steps['value']:+.2%}: {steps['ray_step_ms']} ms against {steps['local_step_ms']} ms",
+        ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="file for the JSON; else it is printed")
+    parser.add_argument("--out", type=Path, help="file for the table; the figures go to the .json beside it")
     parser.add_argument("--only", action="append", choices=sorted(FIGURES), help="measure this one; repeatable")
     given = parser.parse_args()
-    figures: dict[str, Any] = {}
+    # Where time runs out, no host is left, and what was measured is told.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        measure_all(given.only or list(FIGURES), found)
+    finally:
+        figures = {key: value_of(phases) for key, phases in found.items()}
+        by_phase = {f"{key}_by_phase": phases for key, phases in found.items()}
+        record("What a fault costs on a Ray cluster", table(found), {**figures, **by_phase}, given.out)
+
+
+def measure_all(wanted: list[str], found: dict[str, dict[str, Any]]) -> None:
+    """Measure on one test bed of a head and three hosts; `found` gets each figure's phases when it is there."""
     with tempfile.TemporaryDirectory(prefix="dlb-") as name:
         data = prepare_text(Path(name))
         with network(4) as net:
@@ -284,19 +322,9 @@ def main() -> None:
             for host in net.hosts[1:]:
                 net.start_node(host)
             net.wait_for_nodes(4)
-            for key, measure in FIGURES.items():
-                if given.only and key not in given.only:
-                    continue
-                phases = measure(net, Path(name), data)
-                figures[key] = value_of(phases)
-                figures[f"{key}_by_phase"] = phases
-                print(f"{key} {figures[key]}  {phases}", file=sys.stderr, flush=True)
-    text = json.dumps(figures, indent=1)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
-    else:
-        print(text)
+            for key in wanted:
+                found[key] = FIGURES[key](net, Path(name), data)
+                print(f"{key} {value_of(found[key])}  {found[key]}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -87,11 +88,34 @@ METADATA = {
 }
 
 
-def drain(ray: str, address: str, seconds: int) -> bool:
-    """Ask Ray to drain this node; True when it has accepted."""
+def own_node(processes: Path) -> str | None:
+    """Ray's id of this node, as its raylet was told; None where none runs.
+
+    `ray drain-node` would look for it by joining the cluster; where that finds no Ray, it starts one of its
+    own, and drains nothing.
+    """
+    for words in processes.glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            program, *given = words.read_bytes().decode(errors="replace").split("\0")
+            told = dict(word.split("=", 1) for word in given if word.startswith("--node_") and "=" in word)
+            if Path(program).name == "raylet" and is_own(told.get("--node_ip_address", "")):
+                return told.get("--node_id")
+    return None
+
+
+def is_own(address: str) -> bool:
+    """Whether an address is one of this machine: containers may see the processes of other nodes."""
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
+        return bool(address)
+    return False
+
+
+def drain(ray: str, address: str, node: str, seconds: int) -> bool:
+    """Ask Ray to drain a node; True when it has accepted."""
     done = subprocess.run(
         [
-            *(ray, "drain-node", "--address", address),
+            *(ray, "drain-node", "--address", address, "--node-id", node),
             *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"),
             *("--deadline-remaining-seconds", str(seconds)),
         ],
@@ -106,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", required=True, help="HOST:PORT of the head")
     parser.add_argument("--metadata", help="URL of the metadata server, for tests")
     parser.add_argument("--ray", default="ray", help="the `ray` command")
+    parser.add_argument("--processes", type=Path, default=Path("/proc"), help="folder of processes, for tests")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two questions")
     given = parser.parse_args(arguments)
     lock = Path(tempfile.gettempdir()) / f"dist-lm-spot-notice-{os.getuid()}-{given.address.replace(':', '-')}"
@@ -125,8 +150,9 @@ def wait_and_drain(given: argparse.Namespace) -> int:
     while True:
         seconds = NOTICES[given.cloud](metadata)
         if seconds is not None:
-            print(f"this node goes in {seconds} s", flush=True)
-            if drain(given.ray, given.address, seconds):
+            node = own_node(given.processes)
+            print(f"this node goes in {seconds} s: {node or 'no Ray runs here'}", flush=True)
+            if node and drain(given.ray, given.address, node, seconds):
                 return 0
         time.sleep(given.every)
 

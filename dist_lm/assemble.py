@@ -36,6 +36,7 @@ from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
+from dist_lm.header import device_name, header
 from dist_lm.memory import chosen_micro_rows
 from dist_lm.parameters import frozen_sha256
 from dist_lm.ranks import Ranks
@@ -126,7 +127,7 @@ def _build(
         source_of=loaded.origins,
     )
     _together(ranks, lambda: check_with_deepspeed(resolved.settings, ranks.world_size, file=config.deepspeed))
-    ranks.agree(lambda: _describe(run_dir, config, resolved.settings, model, inputs.tokenizer))
+    ranks.agree(lambda: _describe(run_dir, loaded, resolved.settings, model, inputs.tokenizer, ranks.device))
     # Ranks that build an op at the same time wait for each other's lock, and for ever if one is killed.
     needed = ops.needed(resolved.settings, cpu=ranks.device.type == "cpu")
     for name in needed:
@@ -140,9 +141,7 @@ def _build(
         seed=config.run.seed,
         compiled=config.model.compile,
     )
-    if ranks.is_first:
-        _header(config, inputs, engine, num_parameters, attempt.number, launcher)
-    return Parts(
+    parts = Parts(
         config,
         ranks,
         run_dir,
@@ -155,6 +154,9 @@ def _build(
         open_cache(config),
         inputs.micro_rows,
     )
+    if ranks.is_first:
+        log.info("%s", header(parts, num_parameters=num_parameters, launcher=launcher))
+    return parts
 
 
 def _together(ranks: Ranks, work: Any) -> Any:
@@ -241,15 +243,24 @@ def open_stream(parts: Parts, progress: Progress) -> Stream:
     )
 
 
-def _describe(run_dir: RunDir, config: RunConfig, settings: dict[str, Any], model: Any, tokenizer: Tokenizer) -> None:
+def _describe(
+    run_dir: RunDir,
+    loaded: LoadedConfig,
+    settings: dict[str, Any],
+    model: Any,
+    tokenizer: Tokenizer,
+    device: torch.device,
+) -> None:
     """Leave what an export, a reader or a later attempt needs to know."""
-    content = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
+    content = yaml.safe_dump(loaded.config.model_dump(mode="json", by_alias=True), sort_keys=False)
     disk.write_bytes(run_dir.config, content.encode())
+    disk.write_json(run_dir.origins, loaded.origins)
     disk.write_json(run_dir.path / "ds_config.json", settings)
     versions = {
         "dist_lm": dist_lm.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "device": device_name(device),
     }
     disk.write_json(run_dir.path / "env.json", versions)
     with disk.disk_errors(run_dir.model):
@@ -258,42 +269,3 @@ def _describe(run_dir: RunDir, config: RunConfig, settings: dict[str, Any], mode
         for name in TOKENIZER_FILES:
             if (tokenizer.path / name).is_file():
                 shutil.copyfile(tokenizer.path / name, run_dir.model / name)
-
-
-def _header(
-    config: RunConfig, inputs: _Inputs, engine: Engine, num_parameters: int, attempt: int, launcher: str
-) -> None:
-    plan, ranks = inputs.plan, engine.ranks
-    log.info(
-        "dist_lm %s  %s  %.1fM parameters  %d x %s  ZeRO-%d %s  by %s  attempt %d",
-        dist_lm.__version__,
-        config.task.name,
-        num_parameters / 1e6,
-        ranks.world_size,
-        ranks.device.type,
-        engine.stage,
-        config.precision,
-        launcher,
-        attempt,
-    )
-    log.info("run     %s", config.run.dir)
-    data = inputs.data
-    log.info(
-        "data    %d rows of up to %d tokens in %d shards%s",
-        data.num_rows,
-        data.view.seq_len,
-        sum(len(source.view.manifest.shards) for source in data.sources),
-        f" of {len(data.sources)} sources" if len(data.sources) > 1 else "",
-    )
-    whole_run = data.epochs(config.run.steps * plan.global_rows)
-    log.info(
-        "        %s", ", ".join(f"{name.replace('epoch', 'epochs')} {value:.1f}" for name, value in whole_run.items())
-    )
-    log.info(
-        "batch   global %d = %d ranks x %d micro-steps x %d rows%s",
-        plan.global_rows,
-        plan.world_size,
-        plan.micro_steps,
-        plan.rows_per_micro,
-        "" if plan.world_size * plan.micro_steps * plan.rows_per_micro == plan.global_rows else " (some empty)",
-    )

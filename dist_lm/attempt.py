@@ -18,6 +18,7 @@ from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError
 from dist_lm.lease import Fenced, Lease
 from dist_lm.ranks import Ranks
 from dist_lm.run_dir import RunDir
+from dist_lm.run_log import RunLog
 from dist_lm.stop import StopFlag
 from dist_lm.watchdog import Watchdog
 
@@ -32,6 +33,7 @@ class Attempt:
         self.lost: DistLMError | None = None
         """Why this attempt may no longer write."""
         self._ended = False
+        self._log: RunLog | None = None
 
     @classmethod
     def begin(cls, run_dir: RunDir, run: RunSection, ranks: Ranks, stop_flag: StopFlag, *, launcher: str) -> Attempt:
@@ -54,6 +56,9 @@ class Attempt:
         number = ranks.agree(take)
         attempt = cls(run_dir, number, held[0] if held else None, stop_flag)
         attempt._start_watch(run, ranks, launcher)
+        # What the local launcher's other ranks print is in their files already (cluster/local.py).
+        if launcher != "local" or ranks.is_first:
+            attempt._log = RunLog(run_dir.logs, ranks.rank)
         return attempt
 
     def _start_watch(self, run: RunSection, ranks: Ranks, launcher: str) -> None:
@@ -105,6 +110,8 @@ class Attempt:
             return
         self._ended = True
         self.watch.close()
+        if self._log:
+            self._log.close()
         if self._lease is None or isinstance(error, Fenced):
             return
         reason, code, what = "crash", EXIT_CRASH, repr(error)

@@ -56,6 +56,11 @@ class Batch:
     peer_seconds: float
     """Time that it then waited for the other ranks."""
 
+    @property
+    def slots(self) -> float:
+        """Places for tokens on this rank, those of padding too."""
+        return float(sum(part.slots for part in self.micro_batches))
+
 
 def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[], bool]) -> LocalBatch:
     """This rank's rows of the next step; a foreseen error is kept for all ranks to hear of.

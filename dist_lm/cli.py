@@ -84,9 +84,11 @@ def train(
 ) -> None:
     """Pretrain or fine-tune: the task in the YAML decides.  The same command goes on where it was.
 
-    dist-lm train -c launch/recipes/demo-pretrain.yaml --cpu 2
+    dist-lm train -c recipe:bert-mini-docs --cpu 2
 
     dist-lm train -c my.yaml optim.lr=1e-4 run.dir=runs/try2
+
+    dist-lm train -c my.yaml --ray run.dir=/shared/runs/x
     """
     from dist_lm.deepspeed_config import load_run
     from dist_lm.worker import launched_as_rank, run_rank
@@ -112,7 +114,11 @@ def _launcher_name() -> str:
 def config_show(config: ConfigOption, overrides: Overrides = None) -> None:
     """Every value and where it comes from.
 
+    dist-lm config show -c my.yaml
+
     dist-lm config show -c my.yaml optim.lr=1e-4
+
+    dist-lm config show -c recipe:bert-mini-docs
     """
     from dist_lm.config_files import show
     from dist_lm.deepspeed_config import load_run
@@ -128,7 +134,11 @@ def config_check(
 ) -> None:
     """Say whether the configuration and its DeepSpeed file hold together; starts nothing.
 
+    dist-lm config check -c my.yaml
+
     dist-lm config check -c my.yaml --ranks 8
+
+    dist-lm config check -c recipe:bert-mini-docs batch.global=512 --ranks 64
     """
     from dist_lm.deepspeed_config import load_run, resolve
     from dist_lm.memory import chosen_micro_rows
@@ -153,7 +163,14 @@ def config_check(
 
 @config_app.command("schema")
 def config_schema() -> None:
-    """JSON schema of the YAML, for editors."""
+    """JSON schema of the YAML, for editors.
+
+    dist-lm config schema
+
+    dist-lm config schema > schema.json
+
+    dist-lm config schema | python -m json.tool --sort-keys
+    """
     import json
 
     from dist_lm.config_files import schema
@@ -163,7 +180,14 @@ def config_schema() -> None:
 
 @ops_app.command("build")
 def ops_build() -> None:
-    """Build DeepSpeed's CPU op now, so that no run waits for it."""
+    """Build DeepSpeed's CPU op now, so that no run waits for it.
+
+    dist-lm ops build
+
+    TORCH_EXTENSIONS_DIR=/shared/ops dist-lm ops build
+
+    CXX=g++-12 dist-lm ops build
+    """
     from dist_lm import ops
 
     ops.build_cpu_op()
@@ -177,7 +201,11 @@ def demo(
     """The whole path on text that every machine has: tokenizer, shards, pretraining with a killed
     rank, fine-tuning, export, predictions.  About five minutes on two cores.
 
+    dist-lm demo
+
     dist-lm demo --out demo
+
+    dist-lm demo --out /tmp/dist_lm-demo
     """
     from dist_lm.demo import run_demo
 

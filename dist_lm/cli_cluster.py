@@ -54,6 +54,8 @@ def cluster_check(
     dist-lm cluster check cluster/aws.yaml
 
     dist-lm cluster check cluster/kuberay/*.yaml
+
+    dist-lm cluster check cluster/kuberay/gpu
     """
     from dist_lm.cluster.manifests import check_file
 
@@ -81,6 +83,10 @@ def submit(
     """Run the training on a Ray cluster; this machine may go away.
 
     dist-lm submit -c my.yaml run.dir=/shared/runs/x --address http://127.0.0.1:8265 --follow
+
+    dist-lm submit -c my.yaml run.dir=/shared/runs/x ray.workers=8 --name try-8
+
+    dist-lm submit -c recipe:bert-mini-docs run.dir=/shared/runs/bert --env OMP_NUM_THREADS=4
     """
     from dist_lm.cluster.jobs import Jobs, entrypoint, require_shared_run_dir
     from dist_lm.deepspeed_config import load_run
@@ -102,6 +108,10 @@ def job_status(
 ) -> None:
     """What the cluster says of jobs; `dist-lm status RUN` says more where the run folder is reached.
 
+    dist-lm job status
+
+    dist-lm job status x
+
     dist-lm job status --address http://127.0.0.1:8265
     """
     from dist_lm.cluster.jobs import Jobs
@@ -115,7 +125,14 @@ def job_status(
 
 @job_app.command("logs")
 def job_logs(name: JobName, address: Address = None) -> None:
-    """Show the log of a job to its end; the exit code is the run's."""
+    """Show the log of a job to its end; the exit code is the run's.
+
+    dist-lm job logs x
+
+    dist-lm job logs x > x.log
+
+    dist-lm job logs x --address http://127.0.0.1:8265
+    """
     from dist_lm.cluster.jobs import Jobs
 
     jobs = Jobs(address)
@@ -125,6 +142,10 @@ def job_logs(name: JobName, address: Address = None) -> None:
 @job_app.command("stop")
 def job_stop(name: JobName, address: Address = None) -> None:
     """Ask a job to save and end; waits for that.
+
+    dist-lm job stop x
+
+    dist-lm job stop raysubmit_h8Kz1
 
     dist-lm job stop x --address http://127.0.0.1:8265
     """
@@ -136,6 +157,10 @@ def job_stop(name: JobName, address: Address = None) -> None:
 @job_app.command("resume")
 def job_resume(name: JobName, address: Address = None, working_dir: WorkingDir = Path(".")) -> None:
     """Submit a job once more: its run goes on where it was.
+
+    dist-lm job resume x
+
+    dist-lm job resume x --working-dir my-project
 
     dist-lm job resume x --address http://127.0.0.1:8265
     """

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dist_lm.cli_corpus import corpus_app, counter
 from dist_lm.errors import ConfigError
 
 data_app = typer.Typer(
@@ -17,13 +16,6 @@ data_app = typer.Typer(
     "dist-lm data prepare 'texts/*.jsonl' --tokenizer tokenizer --out data --seq-len 128\n\n"
     "dist-lm data inspect data/train --tokenizer tokenizer\n\n"
     "dist-lm data verify data/train",
-    no_args_is_help=True,
-)
-corpus_app = typer.Typer(
-    help="Corpora that every machine has.\n\n"
-    "dist-lm data corpus docs --out corpus.jsonl\n\n"
-    "dist-lm data corpus docs --out small.jsonl --limit-mb 5\n\n"
-    "dist-lm data corpus packages corpus.jsonl --out packages.jsonl",
     no_args_is_help=True,
 )
 tokenizer_app = typer.Typer(
@@ -35,7 +27,6 @@ tokenizer_app = typer.Typer(
 )
 data_app.add_typer(corpus_app, name="corpus")
 
-_PROGRESS_S = 3.0
 Inputs = Annotated[
     list[str],
     typer.Argument(
@@ -58,39 +49,6 @@ DocumentsOption = Annotated[
 ColumnsOption = Annotated[
     str | None, typer.Option("--columns", metavar="TOKEN,TAG", help="Columns of a CoNLL file, from 0; -1 is the last.")
 ]
-
-
-@corpus_app.command("docs")
-def corpus_docs(
-    out: Annotated[Path, typer.Option(help="File to write, such as corpus.jsonl.")],
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    limit_mb: Annotated[float, typer.Option(help="Stop after this much text; 0: take all.")] = 0.0,
-) -> None:
-    """Docstrings of the standard library and the installed packages, labelled by package.
-
-    dist-lm data corpus docs --out corpus.jsonl
-    """
-    from dist_lm.data.corpus_docs import write_docs_corpus
-
-    report = write_docs_corpus(out, workers=workers, limit_mb=limit_mb or None, progress=counter())
-    print("\n".join([f"{out}:", *report.lines()]))
-
-
-@corpus_app.command("packages")
-def corpus_packages(
-    corpus: Annotated[Path, typer.Argument(help="File of `data corpus docs`.")],
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    packages: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    per_package: Annotated[int, typer.Option(help="Texts of each class.")] = 400,
-) -> None:
-    """A classification task: which package is a docstring about?
-
-    dist-lm data corpus packages corpus.jsonl --out packages.jsonl
-    """
-    from dist_lm.data.package_task import write_package_task
-
-    counts = write_package_task(corpus, out, packages=packages, per_package=per_package)
-    print(f"{out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 @tokenizer_app.command("train")
@@ -154,9 +112,9 @@ def data_prepare(
 
     dist-lm data prepare corpus.jsonl --tokenizer tokenizer --out data --seq-len 128
 
-    dist-lm data prepare reviews.csv --kind classification --field text=review --field label=stars ...
+    dist-lm data prepare reviews.csv --kind classification --field text=review --tokenizer bert --out reviews
 
-    dist-lm data prepare 's3://bucket/dump/*.parquet' --kind tokens --filter min_characters=200 --ray ...
+    dist-lm data prepare 's3://bucket/*.parquet' --kind tokens --tokenizer gpt --ray --out /shared/data
     """
     from dist_lm.data.prepare import PrepareOptions, prepare
 
@@ -196,6 +154,8 @@ def data_records(
     dist-lm data records test.conll --out test.jsonl
 
     dist-lm data records dev-v2.0.json --out dev.jsonl
+
+    dist-lm data records reviews.csv --field text=review --out reviews.jsonl
     """
     from dist_lm.data.convert import convert_records
 
@@ -213,6 +173,10 @@ def data_pair_lines(
     """Two files that run in parallel as records of a translation.
 
     dist-lm data pair-lines train.en train.de --out train.jsonl
+
+    dist-lm data pair-lines train.en.gz train.de.gz --out train.jsonl
+
+    dist-lm data pair-lines crawl.en crawl.de --out crawl.jsonl --max-bad 100
     """
     from dist_lm.data.convert import pair_lines
 
@@ -229,6 +193,10 @@ def data_inspect(
     """Decoded rows, lengths, counts.
 
     dist-lm data inspect data/train --tokenizer tokenizer
+
+    dist-lm data inspect data/heldout --tokenizer tokenizer --show 10
+
+    dist-lm data inspect s3://bucket/data/train --tokenizer tokenizer --show 1
     """
     from dist_lm.data.inspect import inspect_dataset
 
@@ -242,7 +210,11 @@ def data_mixture(
 ) -> None:
     """Sources of a run: their shares of the tokens and their epochs; starts nothing.
 
+    dist-lm data mixture -c my.yaml
+
     dist-lm data mixture -c my.yaml run.steps=20000
+
+    dist-lm data mixture -c recipe:bert-mini-docs batch.global=256
     """
     from dist_lm.assemble import open_training_set
     from dist_lm.config_files import load_config
@@ -260,7 +232,11 @@ def data_verify(
 ) -> None:
     """Compare every shard with the manifest: counts, index, hashes.
 
+    dist-lm data verify data/train
+
     dist-lm data verify data/train --tokenizer tokenizer
+
+    dist-lm data verify s3://bucket/data/train
     """
     from dist_lm.data.location import redact
     from dist_lm.data.tokenizer import compare_tokenizer, load_tokenizer
@@ -283,24 +259,15 @@ def data_reshard(
     """The same rows in the same order in shards of another size or number, compared after writing.
 
     dist-lm data reshard data/train --out data-64/train --shards 64
+
+    dist-lm data reshard data/train --out large/train --shard-rows 100000
+
+    dist-lm data reshard data/train --out fine/train --shards 256 --block-rows 64
     """
     from dist_lm.data.reshard import ReshardOptions, reshard
 
     made = reshard(ReshardOptions(source, out, shard_rows, shards, block_rows), progress=counter())
     print(f"{out}: {made.num_rows} rows in {len(made.shards)} shards, the same as in the source")
-
-
-def counter() -> Callable[[str, int, int | None], None]:
-    """Progress of long stages: a line every few seconds, so that logs stay readable."""
-    told_at = time.monotonic()
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at > _PROGRESS_S:
-            told_at = time.monotonic()
-            print(f"{stage}: {done}" + (f" of {total}" if total else ""), flush=True)
-
-    return tell
 
 
 def read_settings(file_format: str | None, field: list[str] | None, documents: str, columns: str | None) -> Any:

@@ -49,6 +49,8 @@ def export(
     dist-lm export runs/demo --out model
 
     dist-lm export runs/demo@1000 --out model-1000
+
+    dist-lm export runs/demo@best --out best --dtype bf16
     """
     from dist_lm.worker import prepare_environment
 
@@ -103,8 +105,6 @@ def predict(
     dist-lm predict --from model --in german.jsonl --out english.jsonl --beams 4 --ranks 2
 
     dist-lm predict --from runs/ner --in texts.csv --out entities.jsonl --explain
-
-    dist-lm predict --from /shared/runs/ner --in /shared/texts.jsonl --out /shared/entities.jsonl --ray
     """
     request = _request(
         model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),
@@ -144,6 +144,8 @@ def evaluate(
     dist-lm eval --from runs/ner@best --in test.jsonl --slice-by source --out figures.json
 
     dist-lm eval --from gpt2-folder --task causal_lm --in texts.jsonl
+
+    dist-lm eval --from runs/translate --in test.csv --beams 4 --bleu-tokenize intl
     """
     request = _request(
         model, records, task, field, max_bad, ranks, read_settings(file_format, None, documents, columns),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_lm.errors import ConfigError
+from dist_lm.plan.baseline import EXACT_MALLOC
 from dist_lm.plan.goodput import GPU_MTBF_HOURS
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def plan(
     from dist_lm.deepspeed_config import load_run
     from dist_lm.plan.machine import machine_of
     from dist_lm.plan.plan import Options, make_plan
-    from dist_lm.plan.probe import measure
+    from dist_lm.plan.probe import calibrated, measure
 
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu} is not a share", do="Write a number above 0, up to 1.")
@@ -63,16 +64,17 @@ def plan(
     planned = make_plan(loaded.config, machine, options)
     measured = None
     if probe:
-        # The rate is that of one rank on one micro-batch; the run itself is planned with it, then measured.
-        alone = [*(overrides or []), f"batch.global={planned.micro_rows}"]
-        first = make_plan(load_run(config, alone).config, machine_of(gpu, 1, loaded.config.precision), options)
-        rate = first.flops_a_step / measure(config, alone, ranks=1, steps=probe).step_s
-        planned = make_plan(loaded.config, replace(machine, flops=rate), replace(options, mfu=1.0))
+        machine = calibrated(config, overrides or [], planned, machine, steps=probe)
+        planned = make_plan(loaded.config, machine, replace(options, mfu=1.0))
         measured = measure(config, overrides or [], ranks=gpus, steps=probe)
     if as_json:
         print(json.dumps(planned.as_json() | ({"measured": measured.as_json()} if measured else {})))
     else:
         print(_text(planned, measured))
+
+
+def _compared(name: str, planned: float, measured: float) -> str:
+    return f"{name:12}{planned:10.3f}{measured:10.3f}{planned / measured:8.2f}"
 
 
 def _text(planned: Plan, measured: Measured | None) -> str:
@@ -116,9 +118,11 @@ def _text(planned: Plan, measured: Measured | None) -> str:
         stage = planned.stage(planned.configured)
         lines += [
             "",
-            f"{'':12}{'planned':>10}{'measured':>10}",
-            f"{'memory, GiB':12}{stage.total_gib:10.2f}{measured.memory_gib:10.2f}",
-            f"{'step, s':12}{stage.step_s:10.3f}{measured.step_s:10.3f}",
+            f"{'':12}{'planned':>10}{'measured':>10}{'ratio':>8}",
+            _compared("memory, GiB", stage.total_gib, measured.memory_gib),
+            _compared("step, s", stage.step_s, measured.step_s),
+            f"memory is measured with {' '.join(f'{name}={value}' for name, value in EXACT_MALLOC.items())};",
+            f"as it comes, glibc keeps freed memory for faster steps: {measured.held_gib:.2f} GiB",
         ]
     lines += ["", "assumed: " + "; ".join(planned.assumptions)]
     return "\n".join(lines)

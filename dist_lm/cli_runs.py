@@ -1,4 +1,4 @@
-"""The verbs about runs: status, stop, tb, report, checkpoints.
+"""The verbs about runs: status, logs, stop, tb, report, checkpoints.
 
 Enters: a command line.  Leaves: an exit code.  Promises: a run that is under way is not disturbed,
 but for `stop`, which asks it to save and end.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 def add_verbs(app: typer.Typer) -> None:
     """Add these verbs to `dist-lm`."""
     app.command()(status)
+    app.command()(logs)
     app.command()(stop)
     app.command()(tb)
     app.command()(report)
@@ -44,6 +46,10 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     """Attempts, faults, lost steps, goodput, and whether the last checkpoint verifies.
 
     dist-lm status runs/demo
+
+    dist-lm status runs/demo --json
+
+    watch -n 10 dist-lm status /shared/runs/x
     """
     from dist_lm.run_dir import RunDir
     from dist_lm.status import status_of
@@ -52,10 +58,43 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     print(json.dumps(found.as_json(), indent=1) if as_json else "\n".join(found.lines()))
 
 
+def logs(
+    run: RunFolder,
+    rank: Annotated[int, typer.Option(help="Whose.", min=0)] = 0,
+    lines: Annotated[int, typer.Option(help="The last so many; 0: all.", min=0)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until nobody trains the run.")] = False,
+) -> None:
+    """What a rank of a run said, over all attempts; then where its tracebacks are.
+
+    dist-lm logs runs/demo
+
+    dist-lm logs runs/demo --rank 1 --lines 0
+
+    dist-lm logs /shared/runs/x --follow
+    """
+    from dist_lm.run_dir import RunDir
+    from dist_lm.run_log import log_file, tail
+    from dist_lm.status import is_running
+
+    run_dir = RunDir(run)
+    path = log_file(run_dir.logs, rank)
+    if not path.is_file():
+        do = f"Ranks that have left one: {', '.join(sorted(found.stem for found in run_dir.logs.glob('*.log')))}."
+        raise ConfigError(f"{run} has no log of rank {rank}", where=str(path), do=do)
+    for line in tail(path, lines, until=(lambda: not is_running(run_dir)) if follow else None):
+        print(line, flush=True)
+    for told in sorted(run_dir.errors.glob(f"*-rank-{rank:05d}.txt")):
+        print(f"{told}: {told.read_text().partition(chr(10))[0]}")
+
+
 def stop(run: RunFolder) -> None:
     """Ask a run to save a checkpoint and to end with exit code 75.  The same command goes on.
 
     dist-lm stop runs/demo
+
+    dist-lm stop /shared/runs/x
+
+    dist-lm stop runs/demo && dist-lm status runs/demo
     """
     from dist_lm.run_dir import RunDir
     from dist_lm.status import is_running
@@ -74,6 +113,10 @@ def tb(
     """Show a run in TensorBoard.
 
     dist-lm tb runs/demo
+
+    dist-lm tb /shared/runs/x
+
+    dist-lm tb runs/demo --port 6007
     """
     from dist_lm.run_dir import RunDir
 
@@ -87,6 +130,8 @@ def tb(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    evaluation: Annotated[list[Path] | None, typer.Option(help="File of `dist-lm eval --out`.  Repeatable.")] = None,
+    plan: Annotated[bool, typer.Option(help="Plan the memory of each run; it takes some seconds.")] = True,
 ) -> None:
     """One HTML page of a run, or of several side by side; it needs no network.
 
@@ -94,14 +139,20 @@ def report(
 
     dist-lm report runs/* --out all.html
 
-    dist-lm report runs/lr-1e-3 runs/lr-1e-4 --out comparison.html
+    dist-lm report runs/ner --evaluation test-figures.json --out ner.html
     """
     from dist_lm import disk
+    from dist_lm.report.evaluations import read_evaluation
     from dist_lm.report.page import page
+    from dist_lm.report.planned import planned_memory
     from dist_lm.report.run_facts import read_run
     from dist_lm.run_dir import RunDir
 
-    text = page([read_run(RunDir(run)) for run in runs])
+    judged = [read_evaluation(path) for path in evaluation or []]
+    facts = [read_run(RunDir(run)) for run in runs]
+    if plan:
+        facts = [replace(one, planned=planned_memory(RunDir(run))) for one, run in zip(facts, runs, strict=True)]
+    text = page(facts, judged)
     disk.write_bytes(out, text.encode())
     print(f"{out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(text) / 1e3:.0f} kB")
 
@@ -121,6 +172,10 @@ def checkpoints_list(run: RunFolder, as_json: AsJson = False) -> None:
     """Every published checkpoint, newest first.
 
     dist-lm checkpoints list runs/demo
+
+    dist-lm checkpoints list runs/demo --json
+
+    dist-lm checkpoints list /shared/runs/x
     """
     from dist_lm.checkpoint import commit
     from dist_lm.checkpoint.manifest import Checkpoint
@@ -157,6 +212,10 @@ def checkpoints_verify(run: RunFolder) -> None:
     """Compare every byte of every checkpoint with its manifest; changes nothing.
 
     dist-lm checkpoints verify runs/demo
+
+    dist-lm checkpoints verify /shared/runs/x
+
+    dist-lm checkpoints verify runs/demo && dist-lm export runs/demo --out model
     """
     from dist_lm.checkpoint.manifest import Checkpoint
 
@@ -184,7 +243,11 @@ def checkpoints_prune(
 ) -> None:
     """Remove old checkpoints.  The best one stays; nothing goes unless the newest one verifies.
 
+    dist-lm checkpoints prune runs/demo
+
     dist-lm checkpoints prune runs/demo --keep 2
+
+    dist-lm checkpoints prune runs/demo --keep 1 --keep-every 1000
     """
     from dist_lm.checkpoint import commit
     from dist_lm.checkpoint.manifest import Checkpoint
@@ -211,7 +274,11 @@ def checkpoints_copy(
 ) -> None:
     """Copy one checkpoint to another place, and verify the copy there.
 
+    dist-lm checkpoints copy runs/demo backup
+
     dist-lm checkpoints copy runs/demo@1000 s3://bucket/backup
+
+    dist-lm checkpoints copy /shared/runs/x@500 /archive/x
     """
     from dist_lm.checkpoint.copying import copy_checkpoint
     from dist_lm.checkpoint.manifest import Checkpoint

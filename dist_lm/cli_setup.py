@@ -92,6 +92,8 @@ def init(
 
     dist-lm init my.yaml
 
+    dist-lm init my.yaml --task mlm --data data --tokenizer tokenizer --run-dir runs/mine --steps 1000
+
     dist-lm init my.yaml --task classification --data data --tokenizer bert --run-dir runs/x --steps 500 --from bert
     """
     from dist_lm import disk

@@ -62,6 +62,9 @@ class RunSection(Section):
     """Decides weights, data order, masks and dropout."""
     log_every: PositiveInt = 10
     """Steps between two metric records."""
+    peak_tflops: PositiveFloat | None = None
+    """What one device can do in the run's precision, in TFLOP/s; MFU is a share of it.  Without it, what the
+    data sheet of a known accelerator says; on a CPU no MFU is told."""
     eval_every: NonNegativeInt = 0
     """Steps between two evaluations; 0: only at the end."""
     save_every: Annotated[PositiveInt | Duration, _in_words("should be a number of steps, or a time such as 15min")] = (

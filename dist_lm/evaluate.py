@@ -8,7 +8,9 @@ gathered, only sums.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from dist_lm.data.cache import ShardCache
 from dist_lm.data.handover import Handover
@@ -17,11 +19,40 @@ from dist_lm.data.rows import Rows
 from dist_lm.engine import Engine
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
+from dist_lm.scores.base import Table
 from dist_lm.tasks.base import PREDICTED, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of one held-out set, or of several."""
+
+    figures: dict[str, float]
+    tables: dict[str, dict[str, Table]] = field(default_factory=dict)
+    """By held-out set, the only one is "": `classes` and `confusion`, where the task has them (scores/base.py)."""
 
 
 def _never() -> bool:
     return False
+
+
+def evaluate_all(
+    engine: Engine, task: Task, sets: Mapping[str, str], ranks: Ranks, **options: Any
+) -> Evaluation | None:
+    """Of each held-out set by its name, which its figures begin with; None where a rank gave up.
+
+    `options`: those of `evaluate`.
+    """
+    figures, tables = dict[str, float](), dict[str, dict[str, Table]]()
+    for name, location in sets.items():
+        found = evaluate(engine, task, location, ranks, **options)
+        if found is None:
+            return None
+        prefix = f"{name}_" if name else ""
+        figures |= {prefix + figure: value for figure, value in found.figures.items()}
+        if found.tables:
+            tables[name] = found.tables[""]
+    return Evaluation(figures, tables)
 
 
 def evaluate(
@@ -34,10 +65,10 @@ def evaluate(
     seed: int,
     cache: ShardCache | None = None,
     give_up: Callable[[], bool] = _never,
-) -> dict[str, float]:
+) -> Evaluation | None:
     """Averages over the data set in `location`; a collective call of all ranks.
 
-    `give_up`: once it says yes on any rank, the result is empty, also where data are waited for.
+    `give_up`: once it says yes on any rank, the result is None, also where data are waited for.
     """
     sums: dict[str, float] = {}
     targets = dict.fromkeys(task.objectives, 0.0)
@@ -58,7 +89,7 @@ def evaluate(
             own = handover.get(give_up)
             # Every time: at ZeRO-3 a forward pass is a collective call, too.
             if ranks.sum([give_up()])[0] or own is None:
-                return {}
+                return None
             micro_batch = task.collate(own)
             outputs = engine.evaluate(micro_batch)
             predicted = outputs.pop(PREDICTED, None)
@@ -75,4 +106,8 @@ def evaluate(
         dict(zip(names, totals[: len(names)], strict=True)),
         dict(zip(task.objectives, totals[len(names) :], strict=True)),
     )
-    return figures | (state.compute(ranks.gather(state.counts())) if state is not None else {})
+    if state is None:
+        return Evaluation(figures)
+    counts = ranks.gather(state.counts())
+    tables = state.tables(counts)
+    return Evaluation(figures | state.compute(counts), {"": tables} if tables else {})

@@ -61,13 +61,15 @@ def judge_file(request: Request, slicing: Slicing) -> dict[str, Any]:
         raise DataError("no record could be used", where=redact(request.records), do="Look at the records.")
     metrics = judged[0].metrics
     draws = {"resamples": slicing.resamples, "seed": slicing.seed}
+    totals = np.asarray(rows.sum(axis=0))
     report: dict[str, Any] = {
         "model": request.model,
         "input": redact(request.records),
         **summary(metrics, rows, **draws),
         "signature": metrics.signature,
         "bad_records": len(bad),
-        "classes": metrics.table(np.asarray(rows.sum(axis=0))) if metrics.additive else {},
+        "classes": metrics.table(totals) if metrics.additive else {},
+        "confusion": metrics.confusion(totals) if metrics.additive else {},
         "slices": {},
     }
     slices = [values for own in judged for values in own.slices]

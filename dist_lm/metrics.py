@@ -79,6 +79,7 @@ class Window:
         values["tokens_per_second"] = host.pop("tokens", 0.0) / elapsed_s
         slots = host.pop("slots", 0.0)
         padded = host.pop("padding", 0.0)
+        values["slots_per_second"] = slots / elapsed_s
         values["padding_share"] = padded / slots if slots else 0.0
         values["step_seconds"] = elapsed_s / steps
         for name, value in host.items():
@@ -128,7 +129,7 @@ class MetricsLog:
         self._board.close()
 
 
-_PERFORMANCE = ("seconds", "tokens_per_second", "padding_share", "memory_gib", "_s")
+_PERFORMANCE = ("seconds", "tokens_per_second", "padding_share", "memory_gib", "tflops", "mfu", "_s")
 
 
 def _board_group(kind: str, name: str) -> str:
@@ -160,17 +161,3 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
         return []
     records = [record for _, record in _records_with_lines(path)]
     return [record for record in records if kind is None or record["kind"] == kind]
-
-
-def progress_line(step: int, steps: int, values: dict[str, float]) -> str:
-    """One record for a person."""
-    losses = "  ".join(
-        f"{name} {value:.4f}"
-        for name, value in values.items()
-        if name == "loss" or name.endswith(("_loss", "_accuracy"))
-    )
-    waiting = values["data_seconds"] / values["step_seconds"]
-    return (
-        f"step {step}/{steps}  {losses}  lr {values['learning_rate']:.2e}  gnorm {values['grad_norm']:.2f}  "
-        f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  data {waiting:.1%}"
-    )

@@ -28,7 +28,7 @@ _PIPELINES = {
     "LMHeadModel": "text-generation",
 }
 _LOADED_BY_PIPELINE = {"text-classification", "token-classification", "fill-mask", "text-generation"}
-_NOT_FIGURES = {"kind", "step", "time"}
+_NOT_FIGURES = {"kind", "step", "time", "tables"}
 
 
 def model_card(run_dir: RunDir, checkpoint: Checkpoint, model: PreTrainedModel) -> str:

@@ -1,6 +1,6 @@
 """Layout of a run folder, its identity and its attempts.
 
-    config.yaml  identity.json  ds_config.json      what the run is
+    config.yaml  origins.json  identity.json  ds_config.json  env.json      what the run is
     model/                                          Hugging Face config and tokenizer, for export
     attempts/0001.json ...                          who ran it, from which step, how it ended
     checkpoints/step-00000100/ ...
@@ -63,6 +63,11 @@ class RunDir:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def origins(self) -> Path:
+        """Where each value of the configuration came from."""
+        return self.path / "origins.json"
 
     @property
     def attempts(self) -> Path:

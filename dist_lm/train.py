@@ -7,7 +7,6 @@ here, in order.
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -24,20 +23,21 @@ from dist_lm.checkpoint.policy import SavePolicy
 from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.checkpoint.writer import RETRY_PAUSES_S, Writer
 from dist_lm.config_files import LoadedConfig
+from dist_lm.console import Console, Scene, on_terminal
 from dist_lm.data.stream import Stream
 from dist_lm.engine import StepResult
 from dist_lm.errors import DistLMError, StopRequested
-from dist_lm.evaluate import evaluate
+from dist_lm.evaluate import evaluate_all
 from dist_lm.faults import fault_point
+from dist_lm.header import title
 from dist_lm.memory import explained
-from dist_lm.metrics import MetricsLog, Window, averages, progress_line
+from dist_lm.metrics import MetricsLog, Window, averages
+from dist_lm.model_flops import Utilization
 from dist_lm.ranks import Ranks
 from dist_lm.resume import SmallState, resume, roll_back, set_damage_aside, stamp, with_state
 from dist_lm.sample_log import record_samples
 from dist_lm.schedule import learning_rate
 from dist_lm.stop import BY_PEER, StopFlag, first_hand
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class _Loop:
         self.attempt.resumed_at(self.progress.step)
         self.saves = SavePolicy(run.save_every)
         self.metrics: MetricsLog | None = None
+        self.utilization = Utilization(self.ranks, self.config.precision, run.peak_tflops)
         self.window = Window()
         self.last_metrics: dict[str, float] = {}
         self.heldout_metrics: dict[str, float] = {}
@@ -109,9 +110,12 @@ class _Loop:
         began_at = time.monotonic()
         if self.ranks.is_first:
             self.metrics = MetricsLog(self.run_dir.metrics, self.run_dir.tensorboard, resumed_step=self.resumed_step)
+        scene = Scene(title(self.parts), self.config.run.steps, self.resumed_step, self.watch.place)
+        self.console = Console(scene, live=self.ranks.is_first and on_terminal())
         try:
             self._train_and_save()
         finally:
+            self.console.close()
             self.writer.abandon()
             if self.metrics:
                 self.metrics.close()
@@ -165,7 +169,7 @@ class _Loop:
         self.watch.enter("step", step)
         self._fault("before_forward", step)
         rate = learning_rate(self.config.optim, step=step, steps=self.config.run.steps)
-        with explained(self.parts, step):
+        with explained(self.parts, step), self.utilization.step(batch.slots):
             result = self.engine.step(
                 batch.micro_batches,
                 global_targets=batch.targets,
@@ -234,13 +238,12 @@ class _Loop:
         if not result.applied:
             self._event("step_skipped", {"loss_scale": loss_scale(self.engine).get("cur_scale", 1.0)})
             return
-        slots = float(sum(part.slots for part in batch.micro_batches))
         self.window.add(
             result.sums,
             batch.targets,
             tokens=float(batch.local_tokens),
-            slots=slots,
-            padding=slots - batch.local_tokens,
+            slots=batch.slots,
+            padding=batch.slots - batch.local_tokens,
             data_seconds=batch.seconds,
             peer_seconds=batch.peer_seconds,
             **{f"{name}_seconds": value for name, value in result.seconds.items()},
@@ -264,6 +267,7 @@ class _Loop:
         if not self.window.num_steps:
             return
         values = self.window.reduce(self.ranks)
+        values |= self.utilization.rates(values.pop("slots_per_second"))
         values |= {
             "learning_rate": self.learning_rate,
             "grad_norm": float(self.grad_norm),
@@ -274,7 +278,7 @@ class _Loop:
         # The next step's sum tells all ranks that the run is lost; until then nothing is written.
         if self.metrics and not self.attempt.lost:
             self.metrics.write("train", self.progress.step, values)
-            log.info("%s", progress_line(self.progress.step, self.config.run.steps, values))
+            self.console.trained(self.progress.step, values)
 
     def _evaluate(self) -> dict[str, Any] | None:
         """Held-out figures; the entry for BEST.json where they are the best so far."""
@@ -284,30 +288,26 @@ class _Loop:
         self.watch.enter("evaluation", step)
         self._fault("in_evaluation", step)
         began_at = time.monotonic()
-        figures: dict[str, float] = {}
-        for set_name, location in heldout_sets.items():
-            values = evaluate(
-                self.engine,
-                self.task,
-                location,
-                self.ranks,
-                micro_rows=self.parts.micro_rows,
-                seed=self.config.run.seed,
-                cache=self.parts.cache,
-                give_up=self.stop.is_asked,
-            )
-            if not values:
-                self.stop_agreed = True
-                return None
-            prefix = f"{set_name}_" if set_name else ""
-            figures |= {prefix + name: value for name, value in values.items()}
-        self.heldout_metrics = figures
+        found = evaluate_all(
+            self.engine,
+            self.task,
+            heldout_sets,
+            self.ranks,
+            micro_rows=self.parts.micro_rows,
+            seed=self.config.run.seed,
+            cache=self.parts.cache,
+            give_up=self.stop.is_asked,
+        )
+        if found is None:
+            self.stop_agreed = True
+            return None
+        self.heldout_metrics = figures = found.figures
         self.window.add_seconds(evaluation_seconds=time.monotonic() - began_at)
         if self.metrics:
-            self.metrics.write("eval", step, figures)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            log.info("step %d  eval  %s  (%.1f s)", step, shown, time.monotonic() - began_at)
-        return self.small.see_evaluation(step, figures)
+            self.metrics.write("eval", step, {**figures, "tables": found.tables})
+        best = self.small.see_evaluation(step, figures)
+        self.console.evaluated(step, figures, time.monotonic() - began_at, best=best is not None)
+        return best
 
     def _save(self, best: dict[str, Any] | None) -> None:
         """Snapshot now; the rest happens in the writer's thread."""
@@ -326,9 +326,7 @@ class _Loop:
         for saved in self.writer.take_published():
             name = step_name(saved.step)
             self._event("saved", {"saved": name, "saved_step": saved.step, "save_seconds": saved.seconds})
-            log.info(
-                "step %d  saved %s, %.1f MB in %.2f s", self.progress.step, name, saved.num_bytes / 1e6, saved.seconds
-            )
+            self.console.saved(self.progress.step, name, saved.num_bytes, saved.seconds)
 
     def _roll_back(self) -> None:
         self.watch.enter("checkpoint", self.progress.step)

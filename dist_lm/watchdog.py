@@ -86,6 +86,10 @@ class Watchdog:
             self.useful_s += seconds
         self._section, self.step, self._since = section, step, now
 
+    def place(self) -> tuple[str, int, float]:
+        """The section, its step, and the seconds that it has taken so far."""
+        return self._section, self.step, self._clock() - self._since
+
     def _watch(self) -> None:
         while not self._closed.wait(TICK_S):
             self.tick()

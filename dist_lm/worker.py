@@ -12,15 +12,12 @@ import os
 import sys
 import traceback
 import warnings
-from typing import TYPE_CHECKING
+from typing import TextIO
 
 from dist_lm import ops
 from dist_lm.config_files import LoadedConfig
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, DistLMError, StopRequested
 from dist_lm.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from dist_lm.train import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +54,27 @@ def prepare_environment() -> None:
 
 def speak(rank: int) -> None:
     """Rank 0 speaks at INFO, every rank at WARNING; libraries at ERROR."""
-    logging.basicConfig(
-        level=logging.ERROR,
-        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
-        stream=sys.stdout,
-    )
+    handler = _ToStdout()
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    # `deepspeed` and torchrun start ranks by the command line, which has a handler of its own already.
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
     logging.getLogger("dist_lm").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+class _ToStdout(logging.StreamHandler[TextIO]):
+    """To what sys.stdout is at that moment: the view of a terminal stands in front of it while it is drawn."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # What the view shows anyway goes to the run folder's log only.
+        return not getattr(record, "drawn", False)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stdout
 
 
 def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
@@ -73,6 +84,7 @@ def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
     speak(rank)
     from dist_lm.ranks import Ranks, disconnect
     from dist_lm.stop import StopFlag
+    from dist_lm.summary import summary
     from dist_lm.train import train
 
     stop = StopFlag()
@@ -83,7 +95,7 @@ def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
         ranks = Ranks.connect()
         outcome = train(loaded, ranks, stop=stop, launcher=launcher)
         if ranks.is_first:
-            log.info("%s", summary(loaded, outcome))
+            log.info("%s", summary(loaded.config, outcome))
         ranks.barrier()
         disconnect()
         return EXIT_DONE
@@ -100,19 +112,6 @@ def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
         message = f"error[crash] {type(error).__name__}: {error}"
         report_failure(loaded, rank, message, tell=launcher != "local")
         return EXIT_CRASH
-
-
-def summary(loaded: LoadedConfig, outcome: Outcome) -> str:
-    """The last lines of a run that is done."""
-    run = loaded.config.run
-    lines = [f"done    step {outcome.progress.step} of {run.steps}, {outcome.progress.tokens:,} tokens"]
-    if outcome.resumed_step:
-        lines.append(f"        resumed at step {outcome.resumed_step}")
-    lines.append(f"        {outcome.seconds:.1f} s in this attempt")
-    for name, value in outcome.heldout_metrics.items():
-        lines.append(f"        held-out {name} {value:.4f}")
-    lines.append(f"next    dist-lm tb {run.dir}    dist-lm export {run.dir} --out FOLDER")
-    return "\n".join(lines)
 
 
 def report_failure(loaded: LoadedConfig, rank: int, message: str, *, tell: bool = True) -> None:

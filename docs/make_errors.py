@@ -1,4 +1,4 @@
-"""docs/errors.md: every kind of error that ends a command, from the classes themselves.
+"""docs/errors.md: every kind of error that ends a command, from the classes themselves, and every message.
 
 `python docs/make_errors.py` (or `make errors`) writes it; tests/test_error_page.py checks that it is current.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import dist_lm
 from dist_lm.errors import EXIT_CRASH, DistLMError
 
 PAGE = Path(__file__).parent / "errors.md"
+REPRODUCED = Path(__file__).parents[1] / "tests" / "reproduced_errors.json"
 # Class: what helps in general (the message of each error says what helps with it), the test that reproduces it.
 KINDS = {
     "ConfigError": (
@@ -87,6 +90,75 @@ def error_classes() -> list[type[DistLMError]]:
     return sorted(found, key=lambda error: (error.exit_code, len(error.__mro__), error.__name__))
 
 
+@dataclass(frozen=True)
+class Site:
+    """A place where dist_lm makes an error."""
+
+    module: str
+    first_line: int
+    last_line: int
+    error: str
+    what: str
+    """The message; `{...}` stands for what it fills in."""
+    do: str
+
+
+def sites() -> list[Site]:
+    """In the order of the files."""
+    names = {error.__name__ for error in error_classes()}
+    package = Path(dist_lm.__file__).parent
+    found = []
+    for module in sorted(package.rglob("*.py")):
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        # What only makes an error of another process anew says nothing of its own.
+        copied = {
+            id(call)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef) and function.name == "_rebuild"
+            for call in ast.walk(function)
+        }
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and id(node) not in copied)
+        for call in sorted(calls, key=lambda call: call.lineno):
+            error = getattr(call.func, "id", "")
+            if error in names and call.args:
+                do = next((_template(word.value) for word in call.keywords if word.arg == "do"), "")
+                name = str(module.relative_to(package.parent))
+                last_line = call.end_lineno or call.lineno
+                found.append(Site(name, call.lineno, last_line, error, _template(call.args[0]), do))
+    return found
+
+
+def _template(node: ast.expr) -> str:
+    """Words as they stand in the code, without what they are filled with."""
+    return " ".join(_raw(node).split())
+
+
+def _raw(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_raw(part) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _raw(node.left) + _raw(node.right)
+    return "{...}"
+
+
+def _messages() -> str:
+    """A table a module."""
+    reproduced = json.loads(REPRODUCED.read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, None]] = {}
+    for site in sites():
+        test = reproduced[site.module][site.what]
+        cells = (f"`{site.error}`", _cell(site.what), _cell(site.do), f"`{test}`" if "::" in test else test)
+        rows.setdefault(site.module, {})[f"| {' | '.join(cells)} |"] = None
+    head = "| class | message | what it says to do | reproduced by |\n|---|---|---|---|"
+    return "\n\n".join(f"### {module}\n\n{head}\n" + "\n".join(lines) for module, lines in rows.items())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def page() -> str:
     """Markdown."""
     rows = []
@@ -105,6 +177,13 @@ codes are the same under every launcher.  Code {EXIT_CRASH} is a crash that nobo
 | code | kind | meaning | does a restart help? | remedy | reproduced by |
 |---|---|---|---|---|---|
 {table}
+
+## Every message
+
+`{{...}}` stands for what a message fills in.  Which test makes which message is noted while the tests run
+(`tests/recorded_errors.py`): a test that passes without making the message that it is named for here fails its session.
+
+{_messages()}
 """
 
 

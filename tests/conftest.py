@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.recorded_errors import Recorder
+
 # A busy machine is no fault of the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-errors", action="store_true", help="note in reproduced_errors.json which test makes what")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = tempfile.TemporaryDirectory(prefix="dist_lm-errors-")
+    config.add_cleanup(folder.cleanup)
+    recorder = Recorder(Path(folder.name), write=config.getoption("--write-errors"))
+    recorder.listen()
+    config.pluginmanager.register(recorder)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,9 @@ def write_run(folder: Path, *, lr: float = 1e-4, what: str = "a rank was killed"
     values = yaml.safe_load(RECIPE)
     values["optim"]["lr"] = lr
     run_dir.config.write_text(yaml.safe_dump(values))
+    run_dir.origins.write_text(
+        json.dumps({"optim.lr": f"override `optim.lr={lr}`", "run.steps": "my.yaml:9", "run.keep": "default"})
+    )
     first = run_dir.open_attempt({"from_step": 0, "world_size": 2, "launcher": "local"})
     run_dir.close_attempt(first, reason="crash", step=60, useful_s=6.0, what=what)
     second = run_dir.open_attempt({"from_step": 50, "world_size": 2, "launcher": "local"})
@@ -27,13 +30,25 @@ def write_run(folder: Path, *, lr: float = 1e-4, what: str = "a rank was killed"
         {
             **{"kind": "train", "step": step, "time": 0.0, "loss": 8.0 - step / 20, "lm_loss": 8.0 - step / 20},
             **{"learning_rate": lr, "tokens_per_second": 1e4, "epoch_wiki": step / 50, "step_seconds": 0.1},
-            **{"grad_norm": 1.0, "data_seconds": 0.01, "forward_seconds": 0.03, "backward_seconds": 0.05},
+            **{
+                "tflops": 40.0,
+                "mfu": 0.4,
+                "memory_gib": 1.5,
+                "grad_norm": 1.0,
+                "data_seconds": 0.01,
+                "forward_seconds": 0.03,
+                "backward_seconds": 0.05,
+            },
         }
         for step in range(10, 101, 10)
     ]
     records[3]["loss"] = float("nan")
     records[5]["evaluation_seconds"] = 0.02
-    records.append({"kind": "eval", "step": 100, "time": 0.0, "loss": 3.5, "f1": 0.75})
+    classes = {name: {"precision": 0.8, "recall": 0.7, "f1": 0.75, "count": 10.0} for name in ("good", "bad")}
+    confusion = {"good": {"good": 7.0, "bad": 3.0}, "bad": {"good": 0.0, "bad": 10.0}}
+    tables = {"": {"classes": classes, "confusion": confusion}}
+    records.append({"kind": "eval", "step": 100, "time": 0.0, "loss": 3.5, "f1": 0.75, "tables": tables})
+    records.append({"kind": "event", "step": 70, "time": 0.0, "event": "block_replaced", "shard": "train-3.tar"})
     records.append({"kind": "event", "step": 100, "time": 0.0, "event": "saved"})
     records.append({"kind": "event", "step": 80, "time": 0.0, "event": "rolled_back", "bad_step": 90})
     run_dir.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,12 +54,35 @@ def test_the_tests_and_files_that_a_page_names_exist(page: Path) -> None:
             assert (page.parent / link).exists(), link
 
 
+def test_the_pages_of_keys_and_verbs_are_current() -> None:
+    pages = runpy.run_path(str(REPOSITORY / "docs" / "make_reference.py"))["PAGES"]
+    for file, made in pages.items():
+        assert (REPOSITORY / "docs" / file).read_text() == made(), "run `make reference`"
+
+
+def test_the_page_of_keys_has_every_key(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "configuration.md").read_text()
+    keys = {key.rpartition(".")[2] for key in flatten(load_config(write_recipe(tmp_path)).config)}
+    assert {key for key in keys if f"| `{key}` |" not in text} <= {"schedule", "lora", "cache"}
+    assert len(keys) > 60
+
+
 def test_workflows_run_make_targets_that_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "check.yml").read_text())["jobs"]
-    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert commands == ["make check", "make test"]
-    assert {command.removeprefix("make ") for command in commands} <= targets
+    commands = {
+        path.stem: [
+            step["run"].split()
+            for job in yaml.safe_load(path.read_text())["jobs"].values()
+            for step in job["steps"]
+            if "run" in step
+        ]
+        for path in (REPOSITORY / ".github" / "workflows").glob("*.yml")
+    }
+    made = {name: [words[1] for words in lines if words[0] == "make"] for name, lines in commands.items()}
+    assert made == {"check": ["check", "test"], "docs": ["docs"], "release": ["check", "test", "wheel", "sbom"]}
+    assert {target for names in made.values() for target in names} <= targets
+    others = [" ".join(words[:3]) for lines in commands.values() for words in lines if words[0] != "make"]
+    assert others == ["gh release create"], "what only the place of the release can do"
 
 
 def test_every_page_stands_in_the_navigation_of_the_site() -> None:
@@ -92,3 +118,53 @@ def test_the_verbs_and_options_that_a_page_names_exist() -> None:
             assert set(named) <= options | {"--help"}, f"{page.name}: {words}"
             checked += 1
     assert checked > 20
+
+
+_COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:python -m dist_lm|dist-lm) ([^#\n]+)", re.MULTILINE)
+# A command of a page ends where the shell, or a remark in another column, begins.
+_END = re.compile(r"\s{2,}|\s[|>&]")
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Words of every `dist-lm` command in the code blocks of a page."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\s*\\\n\s*", " ", "\n".join(blocks))
+    return [shlex.split(_END.split(found.strip())[0]) for found in _COMMAND.findall(text)]
+
+
+def verb_of(words: list[str]) -> tuple[list[str], typer.core.TyperCommand, list[str]]:
+    """The verb, its parser, and what it is given."""
+    command, verb, given = typer.main.get_command(app), [], list(words)
+    while given and given[0] in getattr(command, "commands", {}):
+        command = command.commands[given[0]]  # type: ignore[attr-defined]
+        verb.append(given.pop(0))
+    return verb, command, given  # type: ignore[return-value]
+
+
+COMMANDS = [(page.name, words) for page in [REPOSITORY / "README.md", *PAGES] for words in commands_of(page)]
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
+def test_the_parser_takes_every_command_of_a_page(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("mlm\ndata\ntokenizer\nruns/x\n100\n"))
+    verb, command, given = verb_of(words)
+    assert verb, f"{page}: {words}"
+    # Raises UsageError where it does not; starts nothing.
+    command.make_context(" ".join(verb), given)
+
+
+def test_a_test_runs_every_verb_that_a_page_shows() -> None:
+    shown = {tuple(verb_of(words)[0]) for page, words in COMMANDS if page != "commands.md"}
+    assert len(shown) > 20
+    run = set[tuple[str, ...]]()
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        if path == Path(__file__) or path.name == "test_cli.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            given = node.args if isinstance(node, ast.Call) else getattr(node, "elts", [])
+            words = [item.value for item in given if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+            # The verb stands at the beginning of what a test gives, or behind the program.
+            begins = [0, *(place + 1 for place, word in enumerate(words) if word == "dist_lm")]
+            run |= {tuple(words[begin : begin + size]) for begin in begins for size in (1, 2)}
+    # The demo takes minutes: `make demo`; the log of a job is what `submit --follow` shows.
+    assert shown - run <= {("demo",), ("job", "logs")}

@@ -21,10 +21,14 @@ from dist_lm.cluster.job_package import EXCLUDES, check_package
 from dist_lm.cluster.ray_cluster import expect_answer
 from dist_lm.config_files import LoadedConfig
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, EnvironmentFault, StopRequested
+from dist_lm.recipes.shipped import PREFIX
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_S = 300
 """What a job is given to save after a stop; Ray's own value is 3 s."""
+START_S = 60.0
+"""How long a head that starts is waited for; each refusal takes 10 s."""
+_NOT_YET = "No available agent"
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 _RUN_DIR, _NAME = "dist_lm_run_dir", "dist_lm_name"
 _OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -135,7 +139,7 @@ class Jobs:
                 )
         check_package(folder)
         number = 1 + sum(job.name == name for job in before)
-        job_id: str = self._client.submit_job(
+        return self._send(
             entrypoint=entrypoint,
             submission_id=f"{name}-{number}",
             runtime_env={
@@ -145,7 +149,26 @@ class Jobs:
             },
             metadata={_NAME: name, _RUN_DIR: run_dir},
         )
-        return job_id
+
+    def _send(self, **job: Any) -> str:
+        """Id of the new job.  Raises EnvironmentFault where the head does not take it."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                job_id: str = self._client.submit_job(**job)
+                return job_id
+            except RuntimeError as error:
+                # The dashboard of a head that starts answers before the process that runs jobs is there.
+                if _NOT_YET in str(error) and time.monotonic() < deadline:
+                    continue
+                # A traceback of the head's ends with what matters.
+                told = [line.strip() for line in str(error).splitlines() if len(line.strip()) > 1]
+                raise EnvironmentFault(
+                    f"the head does not take the job {job['submission_id']}",
+                    where=self.address,
+                    why=told[-1],
+                    do="Choose another --name where the id is taken; else see dashboard_agent.log on the head.",
+                ) from error
 
     def resume(self, name: str, folder: Path) -> str:
         """Submit the newest job of this name once more: its run goes on."""
@@ -177,7 +200,11 @@ class Jobs:
 
 
 def entrypoint(config: Path, overrides: Sequence[str], folder: Path) -> str:
-    """The command of the driver.  The configuration must lie in the folder that is sent."""
+    """The command of the driver.  The configuration must lie in the folder that is sent, or be one that came
+    with dist_lm."""
+    words = ["python", "-m", "dist_lm", "train", "--ray", "-c"]
+    if str(config).startswith(PREFIX):
+        return shlex.join([*words, str(config), *overrides])
     try:
         relative = config.resolve().relative_to(folder.resolve())
     except ValueError:
@@ -187,7 +214,7 @@ def entrypoint(config: Path, overrides: Sequence[str], folder: Path) -> str:
             why="A job sees the files of the working directory that is sent with it.",
             do="Start in the folder that holds it, or name one with --working-dir.",
         ) from None
-    return shlex.join(["python", "-m", "dist_lm", "train", "--ray", "-c", str(relative), *overrides])
+    return shlex.join([*words, str(relative), *overrides])
 
 
 def _job(details: Any) -> Job:

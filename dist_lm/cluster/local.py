@@ -26,6 +26,7 @@ from dist_lm.cluster.rank_process import RankProcess
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, OutOfMemory, Stalled, StopRequested
 from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
+from dist_lm.run_log import log_file
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class _Group:
     def _log_file(self, rank: int) -> Path:
         logs = RunDir(self.plan.run_dir).logs
         logs.mkdir(parents=True, exist_ok=True)
-        return logs / f"rank-{rank:05d}.log"
+        return log_file(logs, rank)
 
     def _common_variables(self) -> dict[str, str]:
         """Variables of all ranks, which libraries read when they are imported."""

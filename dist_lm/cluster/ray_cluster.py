@@ -1,6 +1,6 @@
-"""A Ray cluster before a run starts on it: does it answer, is it large enough, are its nodes alike.
+"""A Ray cluster before a run starts on it: does it answer, are its nodes alike, do all reach the run folder.
 
-Enters: the `ray:` section and the run folder.  Leaves: how many workers of what; or an error.
+Enters: a run folder.  Leaves: what each node said; or an error.
 Promises: what would make a run wait or fail later is told within seconds and names the node; nothing
 of the run has started by then.
 """
@@ -13,38 +13,18 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dist_lm.config_ray import RaySection
 from dist_lm.disk import disk_errors
 from dist_lm.errors import EnvironmentFault
 
 CONNECT_S = 5.0
 NODE_ANSWER_S = 60.0
 """How long a node may take to start a process that imports nothing heavy."""
-_ACCELERATOR = "accelerator_type:"
 _ALIKE = ("dist-lm", "torch", "deepspeed", "transformers", "numpy")
 """Packages in which two nodes of a run must not differ; Ray checks itself and Python."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How many workers of what a run is given."""
-
-    min_workers: int
-    max_workers: int
-    resources_per_worker: dict[str, float]
-
-    @property
-    def use_gpu(self) -> bool:
-        return self.resources_per_worker.get("GPU", 0) > 0
-
-    @property
-    def elastic(self) -> bool:
-        return self.min_workers < self.max_workers
 
 
 def connect() -> None:
@@ -90,39 +70,6 @@ def expect_answer(address: str, said_at: str) -> None:
         ) from error
 
 
-def choose_scale(section: RaySection) -> Scale:
-    """How many workers there will be.  Raises EnvironmentFault where the cluster cannot give them."""
-    nodes = living_nodes()
-    later = _later()
-    gives_gpu = any(node["Resources"].get("GPU", 0) for node in nodes) or later.get("GPU", 0) > 0
-    resources = dict(section.resources_per_worker)
-    if not resources:
-        resources = {"GPU": 1.0} if gives_gpu or section.accelerator_type else {"CPU": 1.0}
-    needs = dict(resources)
-    if section.accelerator_type:
-        needs[_ACCELERATOR + section.accelerator_type] = 0.001
-    now = sum(_fit(node["Resources"], needs) for node in nodes if _has_labels(node, section.label_selector))
-    wanted = section.workers
-    least = wanted.min if wanted else 1
-    # A cluster that grows may have none of it yet.
-    possible = max(now, _fit(later, needs)) if later else now
-    if possible < least:
-        raise EnvironmentFault(
-            f"the Ray cluster has room for {now} of at least {least} workers",
-            where="ray.workers" if wanted else "ray",
-            why=_rooms(nodes, needs, section.label_selector),
-            do="Lower ray.workers.min, or add nodes: without an autoscaler none comes by itself.",
-        )
-    if wanted is None and not now:
-        raise EnvironmentFault(
-            "the Ray cluster has no worker yet, and the run does not say how many it wants",
-            where="ray.workers",
-            do="Write ray.workers=8, or {min: 4, max: 16}: the autoscaler then brings them.",
-        )
-    most = wanted.max if wanted else now
-    return Scale(wanted.min if wanted else now, most, resources)
-
-
 def living_nodes() -> list[dict[str, Any]]:
     """Ray's facts about each node that it believes to live, and that is not being drained: nothing is put
     on such a node any more."""
@@ -131,32 +78,6 @@ def living_nodes() -> list[dict[str, Any]]:
 
     going = state.get_draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
-
-
-def _later() -> dict[str, float]:
-    """What the autoscaler may bring in all; empty where there is none."""
-    from ray._private.state import state
-
-    return {name: float(value) for name, value in (state.get_max_resources_from_cluster_config() or {}).items()}
-
-
-def _fit(has: dict[str, float], needs: dict[str, float]) -> int:
-    # Ray counts in units of 1e-4: without the slack, 0.3 fits into 0.9 only twice.
-    return int(min(has.get(name, 0.0) / amount + 1e-6 for name, amount in needs.items()))
-
-
-def _has_labels(node: dict[str, Any], wanted: dict[str, str]) -> bool:
-    labels = node.get("Labels") or {}
-    return all(labels.get(name) == value for name, value in wanted.items())
-
-
-def _rooms(nodes: list[dict[str, Any]], needs: dict[str, float], labels: dict[str, str]) -> str:
-    lines = []
-    for node in nodes[:4]:
-        has = {name: node["Resources"].get(name, 0) for name in needs}
-        label = "" if _has_labels(node, labels) else f", lacks the labels {labels}"
-        lines.append(f"{node['NodeManagerAddress']}: {has}{label}")
-    return "\n".join([*lines, *([f"... and {len(nodes) - 4} nodes more"] if len(nodes) > 4 else [])])
 
 
 def check_nodes(run_dir: Path, nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

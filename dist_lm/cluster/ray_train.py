@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from dist_lm import lease
 from dist_lm.cluster import ray_cluster
 from dist_lm.cluster.jobs import require_shared_run_dir
-from dist_lm.cluster.ray_cluster import Scale
 from dist_lm.cluster.ray_metrics import gauges_of
+from dist_lm.cluster.ray_scale import Scale, choose_scale
 from dist_lm.cluster.ray_worker import train_on_worker
 from dist_lm.config_ray import RaySection
 from dist_lm.deepspeed_config import load_run
@@ -71,7 +71,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     ray_cluster.connect()
     from dist_lm.cluster.ray_recovery import Recovery
 
-    scale = ray_cluster.choose_scale(section)
+    scale = choose_scale(section)
     nodes = ray_cluster.living_nodes()
     ray_cluster.check_nodes(run_dir, nodes)
     # A fresh name each launch: a torn snapshot of Ray's own can then never block a start.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_lm.config_files import LoadedConfig
 from dist_lm.deepspeed_config import load_run
-from dist_lm.disk import disk_errors, write_json
+from dist_lm.disk import write_json
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.lease import SUPERVISOR_VARIABLE
 from dist_lm.run_dir import RunDir
@@ -52,7 +52,6 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
     speak(rank)
     loaded = load_run(Path(settings["path"]), settings["overrides"])
-    log_to_run_folder(RunDir(loaded.config.run.dir).logs, rank)
     try:
         _train(loaded, cpu=settings["cpu"])
     except DistLMError as error:
@@ -73,20 +72,12 @@ def train_on_worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def log_to_run_folder(logs: Path, rank: int) -> None:
-    """What this rank says stays with the run; Ray shows it, and loses it with the node."""
-    with disk_errors(logs):
-        handler = logging.FileHandler(logs / f"rank-{rank:05d}.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger("dist_lm").addHandler(handler)
-
-
 def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
     from dist_lm import ops
     from dist_lm.ranks import Ranks
     from dist_lm.stop import StopFlag
+    from dist_lm.summary import summary
     from dist_lm.train import train
-    from dist_lm.worker import summary
 
     if cpu:
         ops.build_cpu_op()
@@ -99,7 +90,7 @@ def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
         _leave_group(ranks, stop)
         raise
     if ranks.is_first:
-        log.info("%s", summary(loaded, outcome))
+        log.info("%s", summary(loaded.config, outcome))
 
 
 def _stop_at_notice(stop: StopFlag, regroup_file: Path) -> None:

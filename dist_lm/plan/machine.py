@@ -8,9 +8,13 @@ measured, not assumed.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+<<<<<<< HEAD
+from dist_lm.accelerators import CPU, accelerator
+=======
 from dist_lm.plan.accelerators import CPU, accelerator
+from dist_lm.plan.baseline import process_bytes
+>>>>>>> main
 from dist_lm.plan.plan import CONTEXT_GIB, GIB, Machine
 from dist_lm.plan.traffic import Topology
 
@@ -22,7 +26,7 @@ def machine_of(name: str, ranks: int, precision: str) -> Machine:
     """Raises ConfigError where the name is unknown or the device lacks the precision."""
     if name == CPU:
         topology = Topology(ranks, ranks, _CPU_GB_S, _CPU_GB_S)
-        return Machine(ranks, None, _host_memory_gib() / ranks, _process_gib(), 0.0, topology)
+        return Machine(ranks, None, _host_memory_gib() / ranks, process_bytes() / GIB, 0.0, topology)
     device = accelerator(name)
     topology = Topology(ranks, device.per_node, device.node_gb_s, device.network_gb_s)
     return Machine(ranks, device, device.memory_gib, CONTEXT_GIB, device.peak_flops(precision), topology)
@@ -30,13 +34,3 @@ def machine_of(name: str, ranks: int, precision: str) -> Machine:
 
 def _host_memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-
-
-def _process_gib() -> float:
-    """Resident memory of a process with the libraries of a rank."""
-    import torch.utils.tensorboard  # noqa: F401
-
-    import dist_lm.train  # noqa: F401
-
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / GIB

@@ -12,15 +12,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dist_lm.accelerators import Accelerator
 from dist_lm.assemble import open_training_set
 from dist_lm.batches import next_local
 from dist_lm.config import RunConfig
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
-from dist_lm.errors import ConfigError
 from dist_lm.memory import chosen_micro_rows
+<<<<<<< HEAD
+=======
 from dist_lm.plan.accelerators import Accelerator
+from dist_lm.plan.fitting import HEADROOM, Need
+from dist_lm.plan.fitting import options as options_that_fit
+>>>>>>> main
 from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
 from dist_lm.plan.states import States, states
 from dist_lm.plan.trace import MicroStep, trace
@@ -31,8 +36,6 @@ from dist_lm.tasks.base import MicroBatch, Task
 from dist_lm.tasks.registry import build_task
 
 GIB = 2**30
-_HEADROOM = 0.9
-"""Of a device's memory that a plan may fill: the allocator's fragments need the rest."""
 CONTEXT_GIB = 1.5
 """CUDA's context and NCCL's buffers."""
 _SNAPSHOT_BYTES_S = 10e9
@@ -206,7 +209,7 @@ def _stage_plan(
     zero: dict[str, Any],
 ) -> StagePlan:
     held = _states(stage, step, work, machine, config, zero)
-    activations, total = _peak(stage, step, work.batch.micro_steps, held)
+    total = held.peak(stage, step.activation_bytes, step.peak_with_gradients)
     width = 4 if config.precision == "fp32" else 2
     sent = traffic(
         (step.parameters + step.frozen) * width,
@@ -220,11 +223,11 @@ def _stage_plan(
     return StagePlan(
         stage=stage,
         states_gib=(held.between_steps + held.gradients) / GIB,
-        activations_gib=activations / GIB,
-        buffers_gib=(held.buffers + held.gathered) / GIB + machine.base_gib,
+        activations_gib=step.activation_bytes / GIB,
+        buffers_gib=(max(held.buffers, held.reduction) + held.gathered) / GIB + machine.base_gib,
         total_gib=total_gib,
         host_gib=held.host / GIB,
-        fits=total_gib <= machine.memory_gib * _HEADROOM,
+        fits=total_gib <= machine.memory_gib * HEADROOM,
         wire_gib=sent.wire_bytes / GIB,
         compute_s=compute_s,
         communication_s=sent.seconds(machine.topology, compute_s),
@@ -242,17 +245,8 @@ def _states(
         precision=config.precision,
         micro_steps=work.batch.micro_steps,
         zero=zero,
+        on_gpu=machine.device is not None,
     )
-
-
-def _peak(stage: int, step: MicroStep, micro_steps: int, held: States) -> tuple[float, float]:
-    """Activations, and the most that exists at one time: in the backward pass, or when the optimizer steps."""
-    fixed = held.between_steps + held.buffers
-    if micro_steps > 1 or stage >= 2:
-        passes = fixed + held.gathered + step.activation_bytes + (held.gradients if micro_steps > 1 else 0.0)
-    else:
-        passes = fixed + step.peak_with_gradients
-    return float(step.activation_bytes), max(passes, fixed + held.gathered + held.gradients)
 
 
 def _advice(
@@ -267,32 +261,28 @@ def _advice(
     """What would make the run fit, the cheapest first."""
     if fitting:
         return [f"zero={min(fitting)}"]
-    found = []
-    smallest = stages[3]
-    room = machine.memory_gib * _HEADROOM
-    if work.batch.rows_per_micro > 1:
-        a_row = smallest.activations_gib / work.batch.rows_per_micro
-        rows = int((room - (smallest.total_gib - smallest.activations_gib)) / a_row)
-        if rows >= 1:
-            found.append(f"zero=3 batch.micro={rows}")
+    recomputed = None
     if not config.model.activation_checkpointing:
         section = config.model.model_copy(update={"activation_checkpointing": True})
         on_gpu = machine.device is not None
-        recomputed = trace(work.task, section, work.longest, precision=config.precision, on_gpu=on_gpu)
-        saved = (step.activation_bytes - recomputed.activation_bytes) / GIB
-        if smallest.total_gib - saved <= room:
-            found.append(f"zero=3 model.activation_checkpointing=true ({saved:.1f} GiB less)")
-    if zero.get("offload_optimizer", {}).get("device", "none") == "none":
-        saved = _states(3, step, work, machine, config, zero).optimizer / GIB
-        if smallest.total_gib - saved <= room:
-            found.append(f"zero=3 deepspeed=ds_configs/zero3_offload.json ({saved:.1f} GiB to the host)")
-    if not found:
-        why = f"ZeRO-3 needs {smallest.total_gib:.1f} GiB a rank; {machine.memory_gib:.1f} GiB are there."
-        do = (
-            "Take more devices or larger ones, shorter rows, a smaller model, or several of: activation_checkpointing, "
-        )
-        raise ConfigError("the model fits by no option", where="model", why=why, do=f"{do}offload, LoRA.")
-    return found
+        less = trace(work.task, section, work.longest, precision=config.precision, on_gpu=on_gpu)
+        recomputed = less.activation_bytes / GIB
+
+    def total_on(ranks: int) -> float:
+        held = _states(3, step, work, replace(machine, ranks=ranks), config, zero)
+        return held.peak(3, step.activation_bytes, step.peak_with_gradients) / GIB + machine.base_gib
+
+    need = Need(
+        total=stages[3].total_gib,
+        there=machine.memory_gib,
+        ranks=machine.ranks,
+        rows=work.batch.rows_per_micro,
+        activations=stages[3].activations_gib,
+        recomputed=recomputed,
+        optimizer=_states(3, step, work, machine, config, zero).optimizer / GIB,
+        total_on=total_on,
+    )
+    return options_that_fit(need)
 
 
 def _whole_run(plan: Plan, config: RunConfig, machine: Machine, options: Options) -> dict[str, float]:
@@ -334,11 +324,11 @@ def _whole_run(plan: Plan, config: RunConfig, machine: Machine, options: Options
 
 
 def _assumptions(machine: Machine, options: Options) -> list[str]:
-    said = [f"{_HEADROOM:.0%} of the memory may be filled", f"one fault in {options.mtbf_hours:,.0f} device-hours"]
+    said = [f"{HEADROOM:.0%} of the memory may be filled", f"one fault in {options.mtbf_hours:,.0f} device-hours"]
     said.append(f"{options.restart_s:.0f} s from a fault to the next step")
     said.append(f"checkpoints are written at {options.storage_gb_s:g} GB/s")
     if machine.flops:
         said.append(f"{options.mfu:.0%} of {machine.flops / 1e12:.1f} TFLOP/s while computing")
     if machine.ranks > 1 and machine.device is not None:
-        said.append(f"{machine.topology.gb_s:g} GB/s a device on the slowest link of a ring")
+        said.append(f"{machine.topology.gb_s:g} GB/s a device in collectives")
     return said

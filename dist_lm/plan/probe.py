@@ -1,22 +1,29 @@
-"""A few real steps, to set beside the plan.
+"""A few real steps on CPU ranks of this machine, beside what was planned.
 
-Enters: a configuration, CPU ranks of this machine.  Leaves: memory and time of a step.
-Promises: the run folder of the configuration is not touched; what the probe wrote is removed.
+Enters: a configuration, its plan.  Leaves: the same plan at the rate that this machine showed, and what
+the run itself measured.
+Promises: nothing of the run folder is touched: runs are made in a folder of their own, which is removed.
+The rate comes from micro-batches half as large as the run's, so that the run's own time is foretold and
+not repeated.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dist_lm.deepspeed_config import load_run
 from dist_lm.errors import ConfigError, EnvironmentFault
 from dist_lm.metrics import read_metrics
+from dist_lm.plan.baseline import EXACT_MALLOC
+from dist_lm.plan.plan import Machine, Options, Plan, make_plan
 
 _WARM_UP = 2
 _LEAST_STEPS = _WARM_UP + 2
@@ -33,6 +40,9 @@ class Measured:
     """Of one rank."""
 
     memory_gib: float
+    """Peak of resident memory where freed memory returns at once (EXACT_MALLOC): what the run needs."""
+    held_gib: float
+    """The same peak as glibc comes: with what it keeps of freed memory."""
     step_s: float
     tokens_s: float
 
@@ -40,22 +50,50 @@ class Measured:
         return asdict(self)
 
 
+def calibrated(config: Path, overrides: Sequence[str], planned: Plan, machine: Machine, *, steps: int) -> Machine:
+    """The machine with the rate of its ranks: FLOP/s on micro-batches of half the rows, all ranks at work."""
+    rows = max(1, planned.micro_rows // 2)
+    smaller = [*overrides, f"batch.micro={rows}", f"batch.global={rows * machine.ranks}"]
+    work = make_plan(load_run(config, smaller).config, machine, Options())
+    step_s = median(record["step_seconds"] for record in _train(config, smaller, ranks=machine.ranks, steps=steps))
+    compute_s = max(step_s - work.stage(work.configured).communication_s, step_s / 2)
+    return replace(machine, flops=work.flops_a_step / machine.ranks / compute_s)
+
+
 def measure(config: Path, overrides: Sequence[str], *, ranks: int, steps: int) -> Measured:
-    """Train `steps` steps.  Raises ConfigError for too few, EnvironmentFault where the run does not end well."""
+    """The run's own first steps, twice: for time, and for memory."""
+    steady = _train(config, overrides, ranks=ranks, steps=steps)
+    return Measured(
+        memory_gib=measured_gib(config, overrides, ranks=ranks),
+        held_gib=max(record["memory_gib"] for record in steady),
+        step_s=median(record["step_seconds"] for record in steady),
+        tokens_s=median(record["tokens_per_second"] for record in steady),
+    )
+
+
+def measured_gib(config: Path, overrides: Sequence[str], *, ranks: int) -> float:
+    """Peak of a rank's resident memory in a few steps, under EXACT_MALLOC."""
+    records = _train(config, overrides, ranks=ranks, steps=_LEAST_STEPS, variables=EXACT_MALLOC)
+    return max(float(record["memory_gib"]) for record in records)
+
+
+def _train(
+    config: Path, overrides: Sequence[str], *, ranks: int, steps: int, variables: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Records of the steps after the warm-up.
+
+    Raises ConfigError for too few steps, EnvironmentFault where the run does not end well.
+    """
     if steps < _LEAST_STEPS:
         raise ConfigError(f"--probe {steps} steps are too few", do=f"Write {_LEAST_STEPS} or more: two are warm-up.")
     with tempfile.TemporaryDirectory(prefix="dist_lm-probe-") as folder:
         run = Path(folder) / "run"
         own = [f"run.dir={run}", f"run.steps={steps}", *_PLAIN]
         command = [sys.executable, "-m", "dist_lm", "train", "-c", str(config), "--cpu", str(ranks), "--max-restarts=0"]
-        done = subprocess.run([*command, *overrides, *own], capture_output=True, text=True)
+        environment = {**os.environ, **(variables or {})}
+        done = subprocess.run([*command, *overrides, *own], env=environment, capture_output=True, text=True)
         records = read_metrics(run / "metrics.jsonl", "train")
         if done.returncode:
             why = "\n".join(done.stderr.splitlines()[-8:])
             raise EnvironmentFault(f"the probe ended with exit code {done.returncode}", where=str(config), why=why)
-    steady = records[_WARM_UP:]
-    return Measured(
-        max(record["memory_gib"] for record in records),
-        median(record["step_seconds"] for record in steady),
-        median(record["tokens_per_second"] for record in steady),
-    )
+    return records[_WARM_UP:]

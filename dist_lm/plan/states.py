@@ -20,6 +20,8 @@ _DEFAULT_BUCKET = 500_000_000
 """reduce_bucket_size and allgather_bucket_size, in numbers."""
 _DEFAULT_LIVE = 1_000_000_000
 """stage3_max_live_parameters."""
+_DEFAULT_PREFETCH = 50_000_000
+"""stage3_prefetch_bucket_size."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,36 @@ class States:
     """As they stand when the optimizer begins."""
     optimizer: float
     """Master copy and moments."""
+    whole_gradients: float
+    """Of all parameters, where they wait for the last of several micro-steps; else 0."""
     buffers: float
+    """Beside the passes."""
+    reduction: float
+    """Once the passes are over."""
     gathered: float
-    """ZeRO-3: weights of other ranks that are held for a while."""
+    """ZeRO-3: whole weights, that exist for a while beside the partition."""
     host: float
     """In the host's memory, of what is offloaded."""
 
     @property
     def between_steps(self) -> float:
         return self.weights + self.optimizer
+
+    def peak(self, stage: int, activations: float, with_gradients: float) -> float:
+        """Most that exists at one time: in the passes, or when gradients are reduced and the optimizer steps.
+
+        `activations`: of one micro-step without gradients; `with_gradients`: beside gradients as they come.
+        """
+        if self.whole_gradients:
+            passes = self.whole_gradients + activations
+        elif stage < 2:
+            passes = with_gradients
+        else:
+            # Gradients go into the bucket as they come, and from it into the partition.
+            passes = min(with_gradients, activations + self.buffers) if stage == 2 else activations + self.buffers
+            passes += self.gradients if stage == 3 else 0.0
+        after = self.gradients + self.reduction
+        return self.between_steps + self.gathered + max(passes, after)
 
 
 def states(
@@ -51,6 +74,7 @@ def states(
     precision: str,
     micro_steps: int,
     zero: Mapping[str, Any],
+    on_gpu: bool = True,
 ) -> States:
     """`zero`: the block zero_optimization of the DeepSpeed settings."""
     width = _FP32 if precision == "fp32" else 2
@@ -65,18 +89,30 @@ def states(
     if stage == 2 and micro_steps > 1:
         # Reduced once, at the end (engine.py): until then they are whole.
         gradients = parameters * summed + parameters * _FP32 * share
+    whole = parameters * summed if micro_steps > 1 and stage < 3 else 0.0
     weights = (parameters + frozen) * width * (share if stage == 3 else 1.0)
-    bucket = min(parameters, _number(zero, "reduce_bucket_size", _DEFAULT_BUCKET))
-    buffers = bucket * width * (2 if zero.get("overlap_comm") and stage in (1, 2) else 1) if ranks > 1 or stage else 0
-    live = min(parameters + frozen, _number(zero, "stage3_max_live_parameters", _DEFAULT_LIVE))
-    gathered = live * width * (1 - share) if stage == 3 else 0.0
+    bucket = _number(zero, "reduce_bucket_size", _DEFAULT_BUCKET)
+    # Pages of a CPU are taken when they are written, the memory of a GPU when it is asked for.
+    bucket = bucket if stage == 3 and on_gpu else min(parameters, bucket)
+    buffer = float(bucket * width * (2 if zero.get("overlap_comm") and stage in (1, 2) else 1))
+    buffers = reduction = gathered = 0.0
+    if stage == 3:
+        live = min(parameters + frozen, _number(zero, "stage3_max_live_parameters", _DEFAULT_LIVE))
+        gathered = float(live * width)
+        # What is gathered ahead comes in one piece, from which the weights are copied.
+        buffers = buffer + min(live, _number(zero, "stage3_prefetch_bucket_size", _DEFAULT_PREFETCH)) * width
+        reduction = buffer
+    elif stage == 2:
+        buffers = reduction = buffer
+    elif stage or ranks > 1:
+        reduction = buffer
     host = 0.0
     if zero.get("offload_optimizer", {}).get("device", "none") != "none":
         host, optimizer = optimizer + parameters * _FP32 * share, 0.0
         gradients = 0.0 if stage >= 2 else gradients
     if zero.get("offload_param", {}).get("device", "none") != "none":
         host, weights = host + weights, 0.0
-    return States(weights, gradients, optimizer, float(buffers), gathered, host)
+    return States(weights, gradients, optimizer, whole, buffers, reduction, gathered, host)
 
 
 def _number(zero: Mapping[str, Any], key: str, default: int) -> int:

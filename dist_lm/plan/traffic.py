@@ -6,15 +6,16 @@ Promises: volumes are those that wrapped collectives counted; seconds follow a s
     seconds = max(0, wire / bandwidth - hidden) + calls x ranks x LATENCY_S
 
 Ring collectives send (N - 1) / N of their volume a rank and direction.  LATENCY_S is fitted to the
-scaling of llm-foundry's published table (128 to 512 H100, 1B to 70B parameters; root mean square error
-1.6 % there).  Beyond some thousand GPUs the model knows nothing of stragglers and slow links.
+scaling of llm-foundry's published table (128 to 512 H100, 1B to 70B parameters); published.py has the
+points, those that were not fitted, and the errors.  Beyond some thousand GPUs the model knows nothing of
+stragglers and slow links.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LATENCY_S = 2.6e-6
+LATENCY_S = 2.8e-6
 """A collective costs this for each rank."""
 _HIDDEN_SHARE = 2 / 3
 """Of the compute time, the backward pass, behind which reductions can hide."""
@@ -31,8 +32,13 @@ class Topology:
 
     @property
     def gb_s(self) -> float:
-        """Slowest link of a ring through all ranks."""
-        return self.node_gb_s if self.ranks <= self.per_node else self.network_gb_s
+        """Of a collective's rings.
+
+        Between hosts there is a ring for each port of a host, and each carries its part of the bytes: what
+        a host's ports carry together is what one device gets.
+        """
+        across = min(self.node_gb_s, self.network_gb_s * self.per_node)
+        return self.node_gb_s if self.ranks <= self.per_node else across
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,14 @@ class Traffic:
     hideable_bytes: float
     """Part that may go on while the backward pass computes."""
 
-    def seconds(self, topology: Topology, compute_s: float) -> float:
+    def seconds(self, topology: Topology, compute_s: float, *, latency_s: float = LATENCY_S) -> float:
         """Time that a step is longer for it."""
         if topology.ranks == 1:
             return 0.0
         rate = topology.gb_s * 1e9
         exposed = (self.wire_bytes - self.hideable_bytes) / rate
         hidden = max(0.0, self.hideable_bytes / rate - _HIDDEN_SHARE * compute_s)
-        return exposed + hidden + self.calls * topology.ranks * LATENCY_S
+        return exposed + hidden + self.calls * topology.ranks * latency_s
 
 
 def traffic(weight_bytes: float, *, stage: int, ranks: int, micro_steps: int, gathers: int) -> Traffic:

@@ -6,13 +6,14 @@ narrow.  Promises: nothing that a run wrote is read as HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import dist_lm
+from dist_lm.report import evaluations
 from dist_lm.report.curves import COLOURS, Curve, plot
 from dist_lm.report.run_facts import RunFacts
+from dist_lm.report.tables import table
 
 _STYLE = """
 :root { color-scheme: light dark; --lightness: 30% }
@@ -34,6 +35,8 @@ th[aria-sort=ascending] button::after { content: " \\2191" }
 th[aria-sort=descending] button::after { content: " \\2193" }
 tr + tr td { border-top: 1px solid color-mix(in srgb, currentColor 15%, transparent) }
 svg [class*=c] { stroke: var(--hue) } circle { fill: var(--hue) } i { background: var(--hue) } b { color: var(--hue) }
+.confusion td { text-align: right; padding: .2rem .6rem; background: hsl(210 70% 50% / calc(var(--share, 0%) * .6)) }
+.confusion th { padding: .2rem .6rem } .confusion caption { text-align: left; font-weight: 600 }
 .bar { height: 1.2rem; display: flex } .bar i { display: block } small { opacity: .75 }
 """
 _HUES = (210, 20, 140, 280, 50, 330, 180)
@@ -60,6 +63,8 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _PERFORMANCE = {
     "tokens_per_second": "Tokens a second",
+    "mfu": "MFU: share of the device's peak",
+    "tflops": "TFLOP/s of a rank",
     "step_seconds": "Seconds a step",
     "data_seconds": "Seconds of waiting for data, a step",
     "memory_gib": "Peak memory of a rank, GiB",
@@ -68,8 +73,8 @@ _PERFORMANCE = {
 _STEERING = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm", "loss_scale": "Loss scale"}
 
 
-def page(runs: Sequence[RunFacts]) -> str:
-    """HTML of one run, or of several side by side."""
+def page(runs: Sequence[RunFacts], judged: Sequence[evaluations.Judged] = ()) -> str:
+    """HTML of one run, or of several side by side, and of evaluations that `dist-lm eval` wrote."""
     title = ", ".join(run.name for run in runs)
     sections = [
         ("Runs", _summary(runs) + _legend(runs)),
@@ -78,7 +83,9 @@ def page(runs: Sequence[RunFacts]) -> str:
         ("Throughput", _plots(runs, [("train", name, words) for name, words in _PERFORMANCE.items()])),
         ("Where the time of a step went", "".join(_time_bar(run) for run in runs)),
         ("Data: epochs by source", _last_values(runs, "train", "epoch")),
-        ("Last evaluation", _last_values(runs, "eval", "")),
+        ("Memory of a rank, GiB", _memory(runs)),
+        ("Last evaluation", _last_values(runs, "eval", "") + evaluations.of_runs(runs)),
+        ("Evaluations", evaluations.of_files(judged)),
         ("Attempts", _attempts(runs)),
         ("Events", _events(runs)),
         ("Configuration", _configuration(runs)),
@@ -91,21 +98,6 @@ def page(runs: Sequence[RunFacts]) -> str:
         f"<body><h1>{escape(title)}</h1><small>dist_lm {escape(dist_lm.__version__)}</small>\n{body}"
         f"<script>{_SCRIPT}</script></body></html>\n"
     )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table whose columns sort at a click."""
-    heads = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(_text(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    if not lines:
-        return ""
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _text(cell: Any) -> str:
-    if isinstance(cell, float):
-        return f"{cell:.5g}"
-    return "" if cell is None else str(cell)
 
 
 def _summary(runs: Sequence[RunFacts]) -> str:
@@ -128,7 +120,7 @@ def _summary(runs: Sequence[RunFacts]) -> str:
 
 def _legend(runs: Sequence[RunFacts]) -> str:
     names = " ".join(f'<b class="k{number % COLOURS}">{escape(run.name)}</b>' for number, run in enumerate(runs))
-    words = "Dashed: held-out data. Dotted: a fault, a rollback or a skipped step; point at it."
+    words = "Dashed: held-out data. Dotted: a fault, a rollback, a skipped step or another event; point at it."
     return f"<p>{names} <small>{words}</small></p>"
 
 
@@ -191,14 +183,40 @@ def _attempts(runs: Sequence[RunFacts]) -> str:
 
 
 def _events(runs: Sequence[RunFacts]) -> str:
-    return table(("run", "event", "times"), [(run.name, *item) for run in runs for item in sorted(run.events.items())])
+    counted = table(
+        ("run", "event", "times"), [(run.name, *each) for run in runs for each in sorted(run.events.items())]
+    )
+    told = table(("run", "step", "what happened"), [(run.name, int(step), w) for run in runs for step, w in run.marks])
+    return counted + (f"<details><summary>One by one</summary>{told}</details>" if told else "")
+
+
+def _memory(runs: Sequence[RunFacts]) -> str:
+    """What was planned beside the most that a rank took."""
+    head = ("run", "states", "activations", "buffers and libraries", "planned", "measured")
+    rows: list[tuple[str | float | None, ...]] = []
+    reasons: list[str] = []
+    for run in runs:
+        measured = max((value for _, value in run.points("train", "memory_gib")), default=None)
+        planned = run.planned
+        if planned is None or planned.why:
+            rows.append((run.name, None, None, None, None, measured))
+            reasons += [f"<p>{escape(run.name)}: no plan: {escape(planned.why)}</p>"] if planned else []
+        else:
+            parts = (planned.states, planned.activations, planned.buffers, planned.total)
+            rows.append((run.name, *parts, measured))
+    shown = [row for row in rows if row[-1] is not None or row[-2] is not None]
+    return table(head, shown) + "".join(reasons)
 
 
 def _configuration(runs: Sequence[RunFacts]) -> str:
-    """Every key; those in which the runs differ stand first."""
+    """Every key with where it comes from; those in which the runs differ stand first."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     rows = [(key, *(str(run.config.get(key, "absent")) for run in runs)) for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    head = ("key", *(run.name for run in runs))
-    shown = f"<h3>Different</h3>{table(head, differing)}" if differing else ""
-    return f"{shown}<details><summary>All {len(rows)} keys</summary>{table(head, rows)}</details>" if rows else ""
+    shown = f"<h3>Different</h3>{table(('key', *(run.name for run in runs)), differing)}" if differing else ""
+    head = ["key", *(words for run in runs for words in (run.name if len(runs) > 1 else "value", "where from"))]
+    full = [
+        (row[0], *(cell for run, value in zip(runs, row[1:], strict=True) for cell in (value, run.origin(row[0]))))
+        for row in rows
+    ]
+    return f"{shown}<details><summary>All {len(rows)} keys</summary>{table(head, full)}</details>" if rows else ""

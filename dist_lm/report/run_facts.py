@@ -6,9 +6,11 @@ is left out.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -16,6 +18,7 @@ import yaml
 from dist_lm.config import RunConfig
 from dist_lm.config_keys import flatten
 from dist_lm.metrics import read_metrics
+from dist_lm.report.planned import PlannedMemory
 from dist_lm.run_dir import RunDir
 from dist_lm.status import Status, status_of
 
@@ -32,6 +35,8 @@ SECONDS = {
 """Parts of a step, per step and rank; what is left of step_seconds is the rest.  A record has the last
 two only where something was evaluated or saved since the record before it."""
 _NO_FAULTS = ("done", "stopped", "running")
+_EXPECTED = ("saved",)
+"""Events that are part of every run: they are counted and not marked."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,17 @@ class RunFacts:
     """Steps at which an attempt ended other than well, rollbacks, skipped steps and checkpoints that were
     set aside, with what happened."""
     config: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+    """Key of the configuration -> file and line, override, or default."""
+    planned: PlannedMemory | None = None
+
+    def origin(self, key: str) -> str:
+        """Where the value of a key comes from: a recipe, a file, the command line, or the default."""
+        found = self.origins.get(key, "")
+        if found.startswith("override "):
+            return f"command line: {found.removeprefix('override ').strip('`')}"
+        shipped = re.search(r"dist_lm/recipes/files/recipes/([\w.-]+)\.yaml(?::(\d+))?$", found)
+        return f"recipe {shipped[1]}, line {shipped[2]}" if shipped and shipped[2] else found
 
     def points(self, kind: str, name: str) -> Points:
         """Step and value of a figure."""
@@ -84,11 +100,7 @@ def read_run(run_dir: RunDir) -> RunFacts:
         if facts.get("reason", "running") not in _NO_FAULTS
     ]
     marks += [(float(bad["step"]), f"{bad['name']} set aside: {bad['problem']}") for bad in status.set_aside]
-    for event in events:
-        if event.get("event") == "step_skipped":
-            marks.append((float(event["step"]), f"step {event['step']} skipped"))
-        elif event.get("event") == "rolled_back":
-            marks.append((float(event["bad_step"]), f"rolled back from step {event['bad_step']} to {event['step']}"))
+    marks += [_mark(event) for event in events if event.get("event") not in _EXPECTED]
     counts = Counter(str(event.get("event")) for event in events)
     if status.set_aside:
         counts["checkpoint set aside"] = len(status.set_aside)
@@ -100,7 +112,24 @@ def read_run(run_dir: RunDir) -> RunFacts:
         counts,
         marks,
         _config(run_dir),
+        _origins(run_dir),
     )
+
+
+def _mark(event: dict[str, Any]) -> tuple[float, str]:
+    """Step and words of an event, of whatever kind."""
+    name, step = str(event.get("event")), event["step"]
+    if name == "step_skipped":
+        return float(step), f"step {step} skipped"
+    if name == "rolled_back":
+        return float(event["bad_step"]), f"rolled back from step {event['bad_step']} to {step}"
+    facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("kind", "step", "time", "event"))
+    return float(step), f"{name.replace('_', ' ')} at step {step}" + (f": {facts}" if facts else "")
+
+
+def _origins(run_dir: RunDir) -> dict[str, str]:
+    found: dict[str, str] = json.loads(run_dir.origins.read_text()) if run_dir.origins.is_file() else {}
+    return found
 
 
 def _config(run_dir: RunDir) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from scipy.sparse import csr_array
 
 Counts = Mapping[int, float]
 """Place -> count; places that are not named are 0."""
+Table = dict[str, dict[str, float]]
+"""Row -> column -> value."""
+MOST_CLASSES = 50
+"""Classes of which a training run keeps tables."""
 
 
 class MetricSet(ABC):
@@ -37,8 +41,12 @@ class MetricSet(ABC):
     def figures(self, totals: NDArray[np.float64]) -> dict[str, float]:
         """Figures of counts [width]; of counts [records, width] where they are not additive."""
 
-    def table(self, totals: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    def table(self, totals: NDArray[np.float64]) -> Table:
         """Figures of each class, where there are classes."""
+        return {}
+
+    def confusion(self, totals: NDArray[np.float64]) -> Table:
+        """Records of each expected class by predicted class, where each record has one."""
         return {}
 
     def of_records(self, rows: csr_array, times: NDArray[np.int64] | None = None) -> dict[str, float]:
@@ -83,8 +91,20 @@ class MetricState:
 
     def compute(self, parts: Sequence[NDArray[np.float64]]) -> dict[str, float]:
         """Figures of the counts of all ranks."""
+        return self.metrics.figures(self._whole(parts))
+
+    def tables(self, parts: Sequence[NDArray[np.float64]]) -> dict[str, Table]:
+        """`classes` and `confusion`; of many classes none: they would fill a run's log."""
+        if not self.metrics.additive:
+            return {}
+        whole = self._whole(parts)
+        found = {"classes": self.metrics.table(whole), "confusion": self.metrics.confusion(whole)}
+        return {name: table for name, table in found.items() if 0 < len(table) <= MOST_CLASSES}
+
+    def _whole(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        whole: NDArray[np.float64]
         whole = np.sum(parts, axis=0) if self.metrics.additive else np.concatenate(parts)
-        return self.metrics.figures(whole)
+        return whole
 
 
 def ratio(part: float, whole: float) -> float:

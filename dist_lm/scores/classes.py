@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.scores.base import Counts, MetricSet, f1_of, ratio
+from dist_lm.scores.base import Counts, MetricSet, Table, f1_of, ratio
 
 
 class OneClass(MetricSet):
@@ -38,12 +38,16 @@ class OneClass(MetricSet):
             "mcc": ratio(right * count - predicted @ expected, spread**0.5),
         }
 
-    def table(self, totals: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    def table(self, totals: NDArray[np.float64]) -> Table:
         matrix = totals.reshape(len(self.labels), -1)
         return {
             label: class_figures(matrix[c, c], matrix[:, c].sum(), matrix[c].sum())
             for c, label in enumerate(self.labels)
         }
+
+    def confusion(self, totals: NDArray[np.float64]) -> Table:
+        matrix = totals.reshape(len(self.labels), -1).tolist()
+        return {label: dict(zip(self.labels, row, strict=True)) for label, row in zip(self.labels, matrix, strict=True)}
 
 
 class ManyClasses(MetricSet):
@@ -70,7 +74,7 @@ class ManyClasses(MetricSet):
             "macro_f1": float(np.mean(macro)),
         }
 
-    def table(self, totals: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    def table(self, totals: NDArray[np.float64]) -> Table:
         rows = totals[:-2].reshape(-1, 3)
         return {label: class_figures(*row) for label, row in zip(self.labels, rows, strict=True)}
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_lm.scores.base import Counts, MetricSet, f1_of, ratio
+from dist_lm.scores.base import Counts, MetricSet, Table, f1_of, ratio
 from dist_lm.scores.classes import class_figures
 
 Span = tuple[str, int, int]
@@ -50,7 +50,7 @@ class Entities(MetricSet):
             }
         return figures
 
-    def table(self, totals: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    def table(self, totals: NDArray[np.float64]) -> Table:
         rows = totals[:-2].reshape(-1, 3)
         return {name: class_figures(*row) for name, row in zip(self.types, rows, strict=True)}
 

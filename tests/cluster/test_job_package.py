@@ -78,6 +78,8 @@ def test_the_configuration_must_be_sent_too(tmp_path: Path) -> None:
     config = tmp_path / "tree" / "launch" / "x y.yaml"
     words = "python -m dist_lm train --ray -c 'launch/x y.yaml' optim.lr=1e-4"
     assert entrypoint(config, ["optim.lr=1e-4"], tmp_path / "tree") == words
+    # What came with dist_lm is there already.
+    assert entrypoint(Path("recipe:ner"), [], tmp_path / "tree") == "python -m dist_lm train --ray -c recipe:ner"
     with pytest.raises(ConfigError, match="does not lie in"):
         entrypoint(tmp_path / "other.yaml", [], tmp_path / "tree")
 

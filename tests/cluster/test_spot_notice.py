@@ -17,6 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SIDECAR = REPOSITORY / "cluster" / "spot_notice.py"
+NODE = "16702c89"
 QUIET = 2
 """Questions that are answered with no notice before it comes."""
 
@@ -76,12 +77,24 @@ def ray(tmp_path: Path) -> Path:
     return command
 
 
+def processes(folder: Path) -> Path:
+    """A raylet of another host, which a container may see, then this host's, which knows its id."""
+    for number, (address, node) in enumerate([("203.0.113.1", "other"), ("127.0.0.1", NODE)]):
+        words = ["/somewhere/raylet", "--node_manager_port=0", f"--node_id={node}", f"--node_ip_address={address}"]
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "cmdline").write_text("\0".join(words) + "\0")
+    return folder
+
+
 def start(cloud: str, metadata: str, ray: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, str(SIDECAR), cloud, "--address", f"10.0.0.1:{os.getpid()}"),
             *("--metadata", metadata, "--ray", str(ray), "--every", "0.01"),
+            *("--processes", str(ray.parent / "processes")),
         ],
+        # Its lock lies where temporary files do.
+        env={**os.environ, "TMPDIR": str(ray.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -92,6 +105,7 @@ def start(cloud: str, metadata: str, ray: Path) -> subprocess.Popen[str]:
 def test_a_notice_drains_the_node_and_a_refused_drain_is_tried_again(
     cloud: str, seconds: range | list[int], metadata: str, ray: Path
 ) -> None:
+    processes(ray.parent / "processes")
     sidecar = start(cloud, metadata, ray)
     output, _ = sidecar.communicate(timeout=60)
     assert sidecar.returncode == 0, output
@@ -99,7 +113,7 @@ def test_a_notice_drains_the_node_and_a_refused_drain_is_tried_again(
     assert len(calls) == 2
     for call in calls:
         words = call.split()
-        assert words[:3] == ["drain-node", "--address", f"10.0.0.1:{os.getpid()}"]
+        assert words[:5] == ["drain-node", "--address", f"10.0.0.1:{os.getpid()}", "--node-id", NODE]
         assert words[words.index("--reason") + 1] == "DRAIN_NODE_REASON_PREEMPTION"
         assert int(words[-1]) in seconds
     # It did wait for the notice.

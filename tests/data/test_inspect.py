@@ -55,8 +55,11 @@ def test_rows_have_their_text_and_label(folder: Path) -> None:
     assert shown.count("sample ") == 1
 
 
-def test_documents_of_pairs_are_counted(folder: Path) -> None:
-    shown = inspect_dataset(folder / "pairs" / "train", folder / "tokenizer")
+def test_documents_of_pairs_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "inspect", str(folder / "pairs" / "train"), "--tokenizer", str(folder / "tokenizer")])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
     assert "of 6 documents" in shown
     assert "the cat sat on the mat" in shown
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from dist_lm.cluster.local import free_port
+from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 from tests.gloo_ranks import REPOSITORY, losses, run_command, train_locally, write_recipe
+from tests.terminal import Shown, run_on_terminal
 
 RANK = REPOSITORY / "launch" / "train.py"
 PROGRAMS = Path(sys.executable).parent
@@ -19,9 +21,13 @@ DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__atte
 """Makes equal losses say that the random numbers are equal, too."""
 
 
-def by_deepspeed(recipe: Path, *overrides: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+def deepspeed_words(recipe: Path, *overrides: str) -> list[str | Path]:
     launcher = [PROGRAMS / "deepspeed", "--num_accelerators", "2", "--master_port", str(free_port())]
-    return run_command([*launcher, RANK, "-c", recipe, *overrides], env={"DIST_LM_FAULT": fault})
+    return [*launcher, RANK, "-c", recipe, *overrides]
+
+
+def by_deepspeed(recipe: Path, *overrides: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+    return run_command(deepspeed_words(recipe, *overrides), env={"DIST_LM_FAULT": fault})
 
 
 def by_torchrun(recipe: Path, *overrides: str, fault: str = "") -> subprocess.CompletedProcess[str]:
@@ -42,12 +48,44 @@ def recipe_in(folder: Path, data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calm(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of the run that nothing happens to."""
+def on_terminal(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shown, Path]:
+    """A run that nothing happens to, by our launcher on a terminal."""
     folder = tmp_path_factory.mktemp("calm")
-    done = by_us(recipe_in(folder, topics_data))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return losses(folder / "run")
+    recipe = recipe_in(folder, topics_data)
+    words = [sys.executable, "-m", "dist_lm", "train", "-c", recipe, "--cpu", "2", "run.peak_tflops=1"]
+    return run_on_terminal(words), folder / "run"
+
+
+@pytest.fixture(scope="module")
+def calm(on_terminal: tuple[Shown, Path]) -> dict[int, float]:
+    """Its losses."""
+    shown, run = on_terminal
+    assert shown.exit_code == 0, shown.text
+    return losses(run)
+
+
+def test_a_terminal_shows_a_view_while_a_run_trains_and_a_summary_in_its_place(
+    on_terminal: tuple[Shown, Path],
+) -> None:
+    shown, run = on_terminal
+    assert_view_then_summary(shown)
+    (record, *_) = read_metrics(run / "metrics.jsonl", "train")
+    # Of a peak of 1 TFLOP/s.
+    assert record["mfu"] == record["tflops"] > 0
+    kept = (run / "logs" / "rank-00000.log").read_text()
+    assert kept.count("tok/s") == len(read_metrics(run / "metrics.jsonl", "train")) == 6
+
+
+def assert_view_then_summary(shown: Shown) -> None:
+    last = shown.text
+    for name in ("loss", "rate", "time", "memory", "optimizer", "saved", "now"):
+        assert any(f"\n{name} " in frame for frame in shown.frames_with("waiting for data")), name
+    assert "mlm  2 x cpu  attempt" in last
+    assert "saves   every" in last
+    assert "done    step 6 of 6" in last
+    assert "waiting for data" not in last, "the view has left the terminal"
+    assert "tok/s" not in last, "no lines of records beside it"
+    assert not shown.cursor_hidden
 
 
 @pytest.mark.parametrize(("first", "second"), [("deepspeed", "torchrun"), ("torchrun", "deepspeed")])
@@ -59,9 +97,18 @@ def test_a_run_that_died_under_one_launcher_goes_on_under_another_with_equal_los
     assert died.returncode not in (0, 2, 75), died.stdout + died.stderr
     # The last line may be of step 5: rank 0 may have been as far as that.
     assert max(losses(tmp_path / "run")) < 6
-    done = LAUNCHERS[second](recipe)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "resume  step 3 " in done.stdout
+    if second == "deepspeed":
+        shown = run_on_terminal(deepspeed_words(recipe))
+        told = shown.text
+        assert shown.exit_code == 0, told
+        assert_view_then_summary(shown)
+    else:
+        done = LAUNCHERS[second](recipe)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = done.stdout
+        assert "tok/s" in told, "a line a record"
+        assert "\x1b" not in told
+    assert "resume  step 3 " in told
     assert losses(tmp_path / "run") == calm
     run_dir = RunDir(tmp_path / "run")
     assert [run_dir.attempt_facts(number)["launcher"] for number in (1, 2)] == [first, second]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from dist_lm.accelerators import ACCELERATORS, accelerator, known_as
 from dist_lm.errors import ConfigError
-from dist_lm.plan.accelerators import ACCELERATORS, accelerator
 from dist_lm.plan.states import States, states
-from dist_lm.plan.traffic import Topology, traffic
+from dist_lm.plan.traffic import LATENCY_S, Topology, traffic
 
 pytestmark = pytest.mark.fast
 P = 1_000_000
@@ -38,7 +38,9 @@ def test_gradients_of_several_micro_steps_are_summed_in_fp32() -> None:
 def test_on_one_rank_in_fp32_stage_0_holds_16_bytes_a_parameter() -> None:
     alone = held(0, ranks=1, precision="fp32")
     assert alone.between_steps + alone.gradients == 16 * P
-    assert alone.buffers == 0
+    assert alone.buffers == alone.reduction == 0
+    # Activations are gone before the optimizer steps: nothing of its own is needed then.
+    assert alone.peak(0, activations=5 * P, with_gradients=8 * P) == 12 * P + 8 * P
 
 
 def test_what_is_offloaded_is_the_hosts() -> None:
@@ -51,9 +53,24 @@ def test_what_is_offloaded_is_the_hosts() -> None:
 
 
 def test_buckets_are_no_larger_than_the_model() -> None:
-    assert held(1).buffers == 2 * P
-    assert held(1, reduce_bucket_size=1000).buffers == 2 * 1000
-    assert held(1, reduce_bucket_size=1000, overlap_comm=True).buffers == 2 * 2 * 1000
+    assert held(1).reduction == held(2).buffers == 2 * P
+    assert held(1, reduce_bucket_size=1000).reduction == 2 * 1000
+    assert held(1, reduce_bucket_size=1000, overlap_comm=True).reduction == 2 * 2 * 1000
+    assert held(1).buffers == 0
+
+
+def test_zero_3_holds_whole_weights_twice_while_they_are_gathered_and_a_bucket() -> None:
+    little = {"reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 5000, "stage3_max_live_parameters": 10_000}
+    three = held(3, **little)
+    assert (three.gathered, three.buffers) == (2 * 10_000, 2 * 1000 + 2 * 5000)
+    passes = three.gathered + three.gradients + three.buffers + 7 * P
+    assert three.peak(3, activations=7 * P, with_gradients=8 * P) == three.between_steps + passes
+
+
+def test_gradients_of_several_micro_steps_wait_beside_the_activations() -> None:
+    several = held(1, micro_steps=2)
+    assert several.peak(1, activations=50 * P, with_gradients=51 * P) == several.between_steps + 4 * P + 50 * P
+    assert held(3, micro_steps=2).whole_gradients == 0
 
 
 @pytest.mark.parametrize(("stage", "micro_steps", "volume"), [(0, 1, 2), (1, 4, 3), (2, 4, 3), (3, 1, 3), (3, 4, 12)])
@@ -67,17 +84,18 @@ def test_one_rank_sends_nothing_and_waits_for_nothing() -> None:
     assert traffic(1e9, stage=1, ranks=1, micro_steps=1, gathers=1).seconds(topology, 1.0) == 0.0
 
 
-def test_the_ring_is_as_fast_as_its_slowest_link() -> None:
-    inside, across = Topology(8, 8, 360, 45), Topology(16, 8, 360, 45)
+def test_between_hosts_the_ports_of_a_host_share_the_bytes() -> None:
+    inside, across = Topology(8, 8, 360, 12), Topology(16, 8, 360, 12)
     sent = traffic(1e9, stage=1, ranks=8, micro_steps=1, gathers=1)
-    assert (inside.gb_s, across.gb_s) == (360, 45)
+    assert (inside.gb_s, across.gb_s) == (360, 8 * 12)
+    assert Topology(16, 8, 360, 100).gb_s == 360
     assert sent.seconds(across, 0.0) > sent.seconds(inside, 0.0)
 
 
 def test_reductions_hide_behind_the_backward_pass() -> None:
     topology = Topology(16, 8, 360, 45)
     sent = traffic(1e9, stage=0, ranks=16, micro_steps=1, gathers=1)
-    assert sent.seconds(topology, 10.0) == pytest.approx(2 * 16 * 2.6e-6)
+    assert sent.seconds(topology, 10.0) == pytest.approx(2 * 16 * LATENCY_S)
 
 
 def test_an_unknown_accelerator_is_refused_with_the_list() -> None:
@@ -93,3 +111,32 @@ def test_a_device_without_bf16_is_refused_for_it() -> None:
 
 def test_every_device_is_found_by_its_name() -> None:
     assert all(accelerator(name).name == name for name in ACCELERATORS)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A10G", "a10g"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ],
+)
+def test_a_device_is_known_by_the_name_that_its_driver_gives(device: str, name: str) -> None:
+    found = known_as(device)
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize(
+    "device", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA L40", "NVIDIA A10"]
+)
+def test_a_device_with_other_peaks_is_not_taken_for_the_known_one(device: str) -> None:
+    assert known_as(device) is None

@@ -28,20 +28,27 @@ END_S = 30.0
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 TAKES_JOBS = f"""
 import os, sys, time, urllib.request
+from ray._private.ray_constants import KV_NAMESPACE_DASHBOARD
+from ray._raylet import GcsClient
+from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX as AGENT
+address = sys.argv[1]
 headers = {{"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}}
-request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers=headers)
+request = urllib.request.Request(f"http://{{address}}:{DASHBOARD_PORT}/api/jobs/", headers=headers)
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({{}}))
+gcs = GcsClient(address=f"{{address}}:{GCS_PORT}")
 deadline = time.monotonic() + {START_S}
 while True:
     try:
         opener.open(request, timeout=5)
-        break
+        if gcs.internal_kv_keys(AGENT.encode(), KV_NAMESPACE_DASHBOARD):
+            break
     except OSError:
         if time.monotonic() > deadline:
             raise
-        time.sleep(0.1)
+    time.sleep(0.1)
+    assert time.monotonic() < deadline, "no agent of the dashboard"
 """
-"""Ends once the head's dashboard answers."""
+"""Ends once the head's dashboard answers, and the agent that starts jobs is there."""
 
 
 def _run(*words: str | Path) -> str:
@@ -217,9 +224,15 @@ class Network:
             assert time.monotonic() < deadline, f"{done.stdout}{done.stderr}\n{logs}"
 
         if self._dashboard_awaited:
-            done = self.head.run([sys.executable, "-c", TAKES_JOBS, f"http://{self.head.address}:{DASHBOARD_PORT}"])
+            done = self.head.run([sys.executable, "-c", TAKES_JOBS, self.head.address])
             assert done.returncode == 0, done.stderr
             self._dashboard_awaited = False
+
+    def node_ids(self) -> set[str]:
+        """Ray's ids of all nodes that live."""
+        done = self._ask_gcs("print(*[n.node_id.hex() for n in alive])")
+        assert done.returncode == 0, done.stderr
+        return set(done.stdout.splitlines()[-1].split())
 
     def node_id(self, host: Host) -> str:
         """Ray's id of the node that lives on a host."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dist_lm.errors import EnvironmentFault
 from tests.gloo_ranks import REPOSITORY, write_recipe
-from tests.ray.hosts import Network, network
+from tests.ray.hosts import GCS_PORT, RAY, Network, network
 
 pytestmark = pytest.mark.ray
+METADATA_PORT = 8080
+WATCHING = {"RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+"""Ray's autoscaler, as Kubernetes has it without scaling: it answers, and adds no node."""
 JOINED = """
 import sys, ray
 from pathlib import Path
@@ -31,7 +36,7 @@ Recovery(run_dir, run_dir, known=known, max_restarts=0).before_worker_group_star
 def net() -> Iterator[Network]:
     """A head, one good worker, and a host for a bad one."""
     with network(3) as made:
-        made.start_head(num_cpus=0)
+        made.start_head(num_cpus=0, env=WATCHING)
         made.start_node(made.hosts[1])
         made.wait_for_nodes(2)
         yield made
@@ -47,27 +52,37 @@ def train(net: Network, recipe: Path, *overrides: str, **env: str) -> subprocess
     return net.head.run(words, env=env, timeout_s=120)
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], *told: str) -> None:
+def assert_refused(net: Network, done: subprocess.CompletedProcess[str], *told: str) -> None:
     assert done.returncode == EnvironmentFault.exit_code, done.stdout + done.stderr
     for words in told:
         assert words in done.stderr
-    # No group of workers was started.
+    # No group of workers was started, and nothing of the driver is left.
     assert "TrainController" not in done.stdout + done.stderr
+    running = list(names(net))
+    assert "raylet" in running
+    assert not [name for name in running if name.startswith(("ray::RayTrain", "ray::TrainC"))]
+
+
+def names(net: Network) -> Iterator[str]:
+    """Of all processes on all hosts."""
+    for pid in [pid for host in net.hosts for pid in host.pids()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid).name()
 
 
 def test_a_cluster_smaller_than_the_least_number_of_workers(net: Network, recipe: Path) -> None:
     done = train(net, recipe, "ray.workers={min: 3, max: 8}")
-    assert_refused(done, "the Ray cluster has room for 1 of at least 3 workers", net.hosts[1].address)
+    assert_refused(net, done, "the Ray cluster has room for 1 of at least 3 workers", net.hosts[1].address)
     done = train(net, recipe, "ray.workers=1", "ray.label_selector={market: spot}")
-    assert_refused(done, "room for 0 of at least 1 workers", "lacks the labels {'market': 'spot'}")
+    assert_refused(net, done, "room for 0 of at least 1 workers", "lacks the labels {'market': 'spot'}")
     assert not (recipe.parent / "shared").exists()
 
 
 def test_an_address_that_does_not_answer(net: Network, recipe: Path) -> None:
     done = train(net, recipe, RAY_ADDRESS=f"{net.head.address}:1")
-    assert_refused(done, f"nobody answers at {net.head.address}:1", "refused")
+    assert_refused(net, done, f"nobody answers at {net.head.address}:1", "refused")
     done = train(net, recipe, RAY_ADDRESS=f"{net.subnet}.250:6379")
-    assert_refused(done, f"nobody answers at {net.subnet}.250:6379")
+    assert_refused(net, done, f"nobody answers at {net.subnet}.250:6379")
 
 
 def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_path: Path) -> None:
@@ -79,7 +94,7 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
     net.wait_for_nodes(3)
     try:
         done = train(net, recipe)
-        assert_refused(done, "different versions", "torch: ", f"1.0.0 on {odd.address}", "on the driver")
+        assert_refused(net, done, "different versions", "torch: ", f"1.0.0 on {odd.address}", "on the driver")
         assert "numpy" not in done.stderr
         # A running group meets it before it grows: the node goes, and the run goes on.
         joined = net.head.run([sys.executable, "-c", JOINED, tmp_path / "run", net.hosts[1].address])
@@ -101,10 +116,33 @@ def test_a_run_folder_that_one_node_does_not_reach(net: Network, recipe: Path, t
     net.wait_for_nodes(3)
     try:
         done = train(net, recipe)
-        assert_refused(done, "not every node reaches the run folder: 1 of 3", lonely.address, "No such file")
+        assert_refused(net, done, "not every node reaches the run folder: 1 of 3", lonely.address, "No such file")
         assert net.hosts[1].address not in done.stderr
         # What the check wrote is gone.
         assert list((shared / "run" / "logs" / "ray").iterdir()) == []
     finally:
         lonely.kill()
         net.wait_for_nodes(2)
+
+
+def test_the_sidecar_of_spot_nodes_drains_the_node_that_it_runs_on(net: Network, tmp_path: Path) -> None:
+    leaving, staying = net.hosts[2], net.node_ids()
+    net.start_node(leaving)
+    net.wait_for_nodes(3)
+    notice = tmp_path / "metadata" / "computeMetadata" / "v1" / "instance" / "preempted"
+    notice.parent.mkdir(parents=True)
+    notice.write_text("TRUE")
+    serve = [sys.executable, "-m", "http.server", str(METADATA_PORT), "--bind", "127.0.0.1"]
+    leaving.popen([*serve, "--directory", tmp_path / "metadata"], tmp_path / "metadata.log")
+    address = ("--address", f"{net.head.address}:{GCS_PORT}", "--ray", RAY)
+    sidecar = [sys.executable, REPOSITORY / "cluster" / "spot_notice.py", "gcp", *address]
+    metadata = ("--metadata", f"http://127.0.0.1:{METADATA_PORT}")
+    try:
+        # It finds its own raylet among those of all hosts.
+        done = leaving.run([*sidecar, *metadata], env={"TMPDIR": str(tmp_path), "RAY_ADDRESS": ""})
+        assert done.returncode == 0, done.stdout + done.stderr
+        # Nobody works on it, so that it goes at once.
+        net.wait_for_nodes(2)
+        assert net.node_ids() == staying
+    finally:
+        leaving.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import pytest
 from dist_lm.errors import EnvironmentFault, StopRequested
 from dist_lm.run_dir import RunDir
 from tests.gloo_ranks import REPOSITORY, write_recipe
-from tests.ray.hosts import DASHBOARD_PORT, Network
+from tests.ray.hosts import DASHBOARD_PORT, RAY, Network
 
 pytestmark = pytest.mark.ray
-WAIT_S = 90.0
+WAIT_S = 150.0
 ENDLESS = 1_000_000
 CALM_LINES = 60
 
@@ -49,6 +50,21 @@ def submit(net: Network, tree: Path, recipe: str, *words: str) -> subprocess.Com
     return dist_lm(net, "submit", "-c", tree / recipe, "--working-dir", tree, *words)
 
 
+def submit_shipped(
+    net: Network, folder: Path, data: Path, run_dir: Path, *words: str
+) -> subprocess.CompletedProcess[str]:
+    """A recipe that came with dist_lm, made small; from an empty folder."""
+    folder.mkdir(exist_ok=True)
+    small = {
+        **{"run.dir": run_dir, "run.steps": 6, "run.log_every": 1, "ray.workers": 1, "model.size": "tiny"},
+        "optim.schedule.warmup_steps": 1,
+        **{f"data.{split}": data / "pairs" / split for split in ("train", "heldout")},
+        "data.tokenizer": data / "tokenizer",
+    }
+    overrides = [f"{key}={value}" for key, value in small.items()]
+    return dist_lm(net, "submit", "-c", "recipe:bert-mini-docs", "--working-dir", folder, *overrides, *words)
+
+
 def last_step(run_dir: Path) -> int:
     path = RunDir(run_dir).metrics
     lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -61,17 +77,18 @@ def wait_until(ready: Callable[[], bool], net: Network) -> None:
         assert time.monotonic() < deadline, dist_lm(net, "job", "status").stdout
 
 
-def test_a_job_is_followed_to_its_end(net: Network, tree: Path) -> None:
-    done = submit(net, tree, "small.yaml", "--follow")
+def test_a_job_is_followed_to_its_end(net: Network, topics_data: Path, tmp_path: Path) -> None:
+    shipped = (net, tmp_path / "empty", topics_data, tmp_path / "small")
+    done = submit_shipped(*shipped, "--follow")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "submitted small-1" in done.stdout
     assert "done    step 6 of 6" in done.stdout
     assert "small-1  SUCCEEDED" in dist_lm(net, "job", "status", "small").stdout
     # The exit code of a configuration that the run refuses comes through, too.
-    refused = submit(net, tree, "small.yaml", "--follow", "optim.lr=0.5")
+    refused = submit_shipped(*shipped, "--follow", "optim.lr=0.5")
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "belongs to a run with another configuration" in refused.stdout
-    assert "optim.lr: 0.002 -> 0.5" in refused.stdout
+    assert "optim.lr: 0.001 -> 0.5" in refused.stdout
     # Ray was not made to try again.
     assert "[FailurePolicy] RETRY" not in refused.stdout
     # A run without faults tells what the local launcher would, and little more.
@@ -110,7 +127,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     resumed = dist_lm(net, "job", "resume", "endless", "--working-dir", tree)
     assert "submitted endless-2" in resumed.stdout, resumed.stderr
     wait_until(lambda: last_step(run_dir.path) > step + 3, net)
-    assert f"resume  step {step} " in dist_lm_logs(net, "endless-2")
+    assert f"resume  step {step} " in ray_job(net, "logs", "endless-2")
     assert "endless-2  STOPPED" in dist_lm(net, "job", "stop", "endless").stdout
 
 
@@ -123,10 +140,12 @@ def scrape(net: Network) -> str:
     return net.head.run([sys.executable, "-c", script]).stdout
 
 
-def dist_lm_logs(net: Network, job_id: str) -> str:
-    """What the job has printed so far."""
-    words = [Path(sys.executable).with_name("ray"), "job", "logs", job_id]
-    return net.head.run(words, env={"RAY_API_SERVER_ADDRESS": f"http://{net.head.address}:{DASHBOARD_PORT}"}).stdout
+def ray_job(net: Network, *words: str) -> str:
+    """What `ray job` prints."""
+    address = {"RAY_API_SERVER_ADDRESS": f"http://{net.head.address}:{DASHBOARD_PORT}"}
+    done = net.head.run([RAY, "job", *words], env=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def test_without_the_token_nothing_gets_in(net: Network, tree: Path) -> None:
@@ -134,6 +153,26 @@ def test_without_the_token_nothing_gets_in(net: Network, tree: Path) -> None:
     assert done.returncode == EnvironmentFault.exit_code
     assert "does not take us" in done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_a_working_directory_that_is_too_large_is_not_sent(net: Network, tree: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    shutil.copy(tree / "small.yaml", large)
+    with (large / "corpus.bin").open("wb") as file:
+        file.truncate(101 * 2**20)
+    done = submit(net, large, "small.yaml", "--name", "large")
+    assert done.returncode == EnvironmentFault.exit_code, done.stdout + done.stderr
+    assert "101.0 MiB  corpus.bin" in done.stderr
+    assert "large" not in dist_lm(net, "job", "status").stdout
+
+
+def test_an_id_that_a_job_of_others_has_is_named(net: Network, tree: Path) -> None:
+    ray_job(net, "submit", "--no-wait", "--submission-id", "taken-1", "--", "true")
+    done = submit(net, tree, "small.yaml", "--name", "taken")
+    assert done.returncode == EnvironmentFault.exit_code, done.stdout + done.stderr
+    assert "the head does not take the job taken-1" in done.stderr
+    assert "already exists" in done.stderr
 
 
 def test_a_job_that_is_not_there_is_named(net: Network) -> None:

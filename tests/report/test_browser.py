@@ -114,6 +114,43 @@ def test_every_curve_is_drawn_inside_its_plot(browser: Browser, report: Path) ->
             assert curve["stroke"].startswith("rgb")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row_and_legible(
+    browser: Browser, report: Path, dark: bool
+) -> None:
+    browser.open(report, dark=dark)
+    cells = browser.run("""
+        const cells = [...document.querySelector(".confusion").tBodies[0].querySelectorAll("td")];
+        const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+        const over = (...colours) => {
+          for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+          return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        };
+        const canvas = document.body.appendChild(document.createElement("p"));
+        canvas.style.background = "Canvas";
+        const below = getComputedStyle(canvas).backgroundColor;
+        return cells.map(cell => [cell.textContent, over(below, getComputedStyle(cell).backgroundColor),
+          over(getComputedStyle(cell).color), over(below)]);
+    """)
+    assert [text for text, *_ in cells] == ["7", "3", "0", "10"]
+    for text, field, letters, canvas in cells:
+        assert (field == canvas) == (text == "0")
+        assert contrast(field, letters) > 4.5
+    distances = [abs(light(field) - light(canvas)) for _, field, _, canvas in cells]
+    assert distances[3] > distances[0] > distances[1] > distances[2] == 0
+
+
+def light(colour: list[int]) -> float:
+    """Relative luminance, WCAG 2."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (each / 255 for each in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_the_shares_of_the_time_fill_their_bar(browser: Browser, report: Path) -> None:
     browser.open(report)
     widths = browser.run("""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from dist_lm.cli import app
-from dist_lm.errors import ConfigError
+from dist_lm.errors import ConfigError, DataError
 from dist_lm.report.curves import HEIGHT, MOST_POINTS, WIDTH, Curve, plot
 from dist_lm.report.page import page
+from dist_lm.report.planned import PlannedMemory
 from dist_lm.report.run_facts import RunFacts, read_run
 from tests.report_run import write_run
 
@@ -90,7 +92,11 @@ def test_nothing_that_a_run_wrote_is_read_as_html(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_marked_at_its_step_and_a_figure_that_is_not_finite_is_left_out(run: RunFacts) -> None:
-    assert run.marks == [(60.0, "attempt 1: crash at step 60"), (90.0, "rolled back from step 90 to 80")]
+    assert run.marks == [
+        (60.0, "attempt 1: crash at step 60"),
+        (70.0, "block replaced at step 70: shard train-3.tar"),
+        (90.0, "rolled back from step 90 to 80"),
+    ]
     assert [step for step, _ in run.points("train", "loss")] == [10, 20, 30, 50, 60, 70, 80, 90, 100]
     assert "attempt 1: crash at step 60" in page([run])
     assert run.status.lost_steps == 10
@@ -114,10 +120,72 @@ def test_the_loss_of_the_only_objective_is_drawn_once(run: RunFacts) -> None:
     assert all(f"<figcaption>{name}</figcaption>" in text for name in ("loss", "lm_loss", "nsp_loss"))
 
 
+def rows_of(text: str, *, under: str) -> list[list[str]]:
+    """Cells of the first table after a heading."""
+    part = text[text.index(under) :]
+    body = part[part.index("<tbody>") : part.index("</tbody>")]
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in body.split("</tr>")[:-1]]
+
+
+def test_the_last_evaluation_shows_its_classes_and_who_is_taken_for_whom(run: RunFacts) -> None:
+    text = page([run])
+    assert rows_of(text, under=", step 100</h3>") == [
+        ["good", "0.8", "0.7", "0.75", "10"],
+        ["bad", "0.8", "0.7", "0.75", "10"],
+    ]
+    assert rows_of(text, under='class="confusion"') == [["good", "7", "3"], ["bad", "0", "10"]]
+    assert 'style="--share:30.0%">3<' in text, "of its row"
+    assert "MFU" in text
+
+
+def test_an_evaluation_of_a_file_is_shown_with_its_intervals(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    judged = {
+        **{"model": "runs/<b>", "input": "test.jsonl", "records": 100, "bad_records": 1, "signature": "BLEU nrefs:1"},
+        **{"figures": {"bleu": 31.25, "chrf": 55.5}, "intervals": {"bleu": [29.5, 33.0]}, "classes": {}},
+        "slices": {"source": {"news": {"records": 40, "figures": {"bleu": 30.0}, "intervals": {}}}},
+    }
+    file, out = tmp_path / "figures.json", tmp_path / "page.html"
+    file.write_text(json.dumps(judged))
+    words = ["report", str(tmp_path / "one"), "--out", str(out), "--evaluation", str(file), "--no-plan"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    text = out.read_text()
+    assert rows_of(text, under="runs/&lt;b&gt; on test.jsonl") == [
+        ["bleu", "31.25", "29.5", "33"],
+        ["chrf", "55.5", "", ""],
+    ]
+    assert ["source = news", "40", "30", ""] in rows_of(text, under=">slice<")
+    assert "BLEU nrefs:1" in text
+    file.write_text('{"figures": 3}')
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, DataError)
+
+
+def test_a_key_tells_where_its_value_comes_from(run: RunFacts) -> None:
+    rows = {row[0]: row[1:] for row in rows_of(page([run]), under="<details><summary>All")}
+    assert rows["optim.lr"] == ["0.0001", "command line: optim.lr=0.0001"]
+    assert rows["run.steps"] == ["100", "my.yaml:9"]
+    assert rows["run.keep"] == ["3", "default"]
+    shipped = replace(
+        run, origins={"optim.lr": "/x/site-packages/dist_lm/recipes/files/recipes/bert-mini-docs.yaml:12"}
+    )
+    assert shipped.origin("optim.lr") == "recipe bert-mini-docs, line 12"
+
+
+def test_memory_that_was_planned_stands_beside_what_was_measured(run: RunFacts) -> None:
+    planned = replace(run, planned=PlannedMemory(0.25, 0.5, 0.75, 1.5))
+    (row,) = rows_of(page([planned]), under="Memory of a rank")
+    assert row[1:] == ["0.25", "0.5", "0.75", "1.5", "1.5"]
+    text = page([replace(run, planned=PlannedMemory(0, 0, 0, 0, "the data <are> gone"))])
+    assert "no plan: the data &lt;are&gt; gone" in text
+    assert rows_of(text, under="Memory of a rank")[0][1:] == ["", "", "", "", "1.5"]
+
+
 def test_runs_are_compared_by_what_differs(tmp_path: Path, run: RunFacts) -> None:
     other = read_run(write_run(tmp_path / "two", lr=1e-3))
     text = page([run, other])
-    different = text[text.index("<h3>Different") : text.index("<details>")]
+    different = text[text.index("<h3>Different") : text.index("<details><summary>All")]
     keys = re.findall(r"<tr><td>([\w.]+)</td>", different)
     assert keys == ["optim.lr"]
     assert "Different" not in page([run])

@@ -1,6 +1,6 @@
 """Accelerators by name: memory, peak rates and links.
 
-Enters: a name.  Leaves: an Accelerator.
+Enters: a name, as a person or as a driver writes it.  Leaves: an Accelerator.
 Promises: memory is what the driver reports as a whole; rates are the vendor's, dense, without sparsity.
 
 Sources: NVIDIA's data sheets of the devices.  Links are what collectives reach in practice, a direction
@@ -10,6 +10,7 @@ with that device are sold so, else what clouds offer.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from dist_lm.errors import ConfigError
@@ -67,3 +68,18 @@ def accelerator(name: str) -> Accelerator:
         known = ", ".join([*ACCELERATORS, CPU])
         raise ConfigError(f"there is no accelerator `{name}`", where="--gpu", do=f"Write one of {known}.")
     return ACCELERATORS[name]
+
+
+def known_as(device: str) -> Accelerator | None:
+    """The accelerator that a driver calls `device`; None where it is another one, or a part of one.
+
+    The PCIe cards of H100, H200 and V100 have lower peaks than the modules of that name.
+    """
+    words = set(re.findall(r"[a-z0-9.]+", device.lower()))
+    if words & {"mig", "laptop", "ti", "super"} or (words & {"h100", "h200", "v100"} and words & {"pcie", "nvl"}):
+        return None
+    if {"a100", "40gb"} <= words:
+        return ACCELERATORS["a100-40gb"]
+    if {"rtx", "4090"} <= words:
+        return ACCELERATORS["rtx4090"]
+    return next((one for name, one in ACCELERATORS.items() if name in words), None)

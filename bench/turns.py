@@ -1,0 +1,79 @@
+"""Programs that take turns on one machine: each runs alone for some seconds, then waits for the others.
+
+Enters: commands.  Leaves: the stretches of time in which each ran.
+Promises: all processes of a program are stopped and continued together, those too that it started; none
+is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Turns:
+    """One program."""
+
+    command: Sequence[str]
+    log: Path
+    environment: dict[str, str]
+    stretches: list[tuple[float, float]] = field(default_factory=list)
+    """(began, ended), by time.time()."""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return sum(ended - began for began, ended in self.stretches)
+
+    def run(self, seconds: float) -> bool:
+        """One turn; False once the program has ended."""
+        began = time.time()
+        if self.process is None:
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
+        self._signal(signal.SIGCONT)
+        alive = True
+        try:
+            self.process.wait(seconds)
+            alive = False
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGSTOP)
+        self.stretches.append((began, time.time()))
+        return alive
+
+    def active_s(self, moment: float) -> float:
+        """Seconds that it had run until `moment`."""
+        return sum(max(0.0, min(ended, moment) - began) for began, ended in self.stretches)
+
+    def end(self) -> None:
+        if self.process is not None:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        assert self.process is not None
+        for process in _with_descendants(self.process.pid):
+            # It may end meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+
+def _with_descendants(root: int) -> list[int]:
+    """A process and all that it started; launchers give ranks sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = [root]
+    for process in found:
+        found += children.get(process, [])
+    return found
