@@ -7,7 +7,7 @@ Each model is a part of its own, below ten minutes; without Ray.  How it measure
 tokens, --warm-up steps, then the median of --steps steps by events on the device; tokens a second are of
 tokens that are not padding (padded rows are full to 0.6).  The last rung doubles the micro-batch while
 that is faster.  MFU = tokens a second x FLOPs a token / peak; FLOPs a token: bench/gpu_models.py; peak: the
-device's in bf16 (dist_lm/plan/accelerators.py).  GEMM: the same over the fastest of some products of square
+device's in bf16 (dist_lm/accelerators.py).  GEMM: the same over the fastest of some products of square
 matrices, measured here.
 """
 
@@ -67,7 +67,7 @@ def peak_tflops(device: Any) -> float | None:
     """By the name that the driver tells; None of a CPU or a device that is not listed."""
     import torch
 
-    from dist_lm.plan.accelerators import ACCELERATORS
+    from dist_lm.accelerators import ACCELERATORS
 
     if device.type != "cuda":
         return None

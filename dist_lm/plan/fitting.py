@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dist_lm.accelerators import ACCELERATORS
 from dist_lm.errors import ConfigError
-from dist_lm.plan.accelerators import ACCELERATORS
 
 HEADROOM = 0.9
 """Of a device's memory that a plan may fill: the allocator's fragments need the rest."""

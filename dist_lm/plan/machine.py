@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import os
 
-<<<<<<< HEAD
 from dist_lm.accelerators import CPU, accelerator
-=======
-from dist_lm.plan.accelerators import CPU, accelerator
 from dist_lm.plan.baseline import process_bytes
->>>>>>> main
 from dist_lm.plan.plan import CONTEXT_GIB, GIB, Machine
 from dist_lm.plan.traffic import Topology
 

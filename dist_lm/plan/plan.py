@@ -20,12 +20,8 @@ from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
 from dist_lm.memory import chosen_micro_rows
-<<<<<<< HEAD
-=======
-from dist_lm.plan.accelerators import Accelerator
 from dist_lm.plan.fitting import HEADROOM, Need
 from dist_lm.plan.fitting import options as options_that_fit
->>>>>>> main
 from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
 from dist_lm.plan.states import States, states
 from dist_lm.plan.trace import MicroStep, trace

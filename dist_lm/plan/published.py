@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dist_lm.plan.accelerators import accelerator
+from dist_lm.accelerators import accelerator
 from dist_lm.plan.traffic import LATENCY_S, Topology, Traffic
 
 _BF16_BYTES = 2
