@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -22,6 +23,8 @@ import pyte
 from tests.gloo_ranks import REPOSITORY, environment
 
 _ROWS, _COLUMNS = 50, 140
+_ERASURE = re.compile(rb"(?=\r\x1b\[(?:1A|2K))")
+"""Begins what takes a view off the screen."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def run_on_terminal(
     stream, frames = pyte.ByteStream(screen), list[str]()
     deadline = time.monotonic() + limit_s
     while chunk := _read(ours, deadline - time.monotonic()):
-        stream.feed(chunk)
-        frames.append(_lines(screen))
+        # What is drawn and taken away by one write was on the screen, too: each run's last view.
+        for piece in _ERASURE.split(chunk):
+            stream.feed(piece)
+            frames.append(_lines(screen))
     os.close(ours)
     if process.poll() is None and time.monotonic() >= deadline:
         process.terminate()

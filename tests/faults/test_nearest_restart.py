@@ -96,7 +96,7 @@ def test_a_machine_that_lost_its_disk_gets_its_file_from_its_neighbour(runs: Any
 def test_a_damaged_copy_is_told_and_the_store_is_read_instead(runs: Any) -> None:
     root, found = runs
     assert found["damaged gets"] > 0
-    log = (root / "second" / "ranks-2-1.log").read_text()
+    log = (root / "damaged" / "logs" / "rank-00001.log").read_text()
     assert log.count("step-00000006-rank-00001.safetensors is damaged, its checkpoint's store is read instead") == 1
     assert RunDir(root / "damaged").attempt_facts(2)["from_step"] == 6
     assert losses(root / "damaged") == losses(root / "calm")
