@@ -111,7 +111,10 @@ def _end(crash: Exception | None, final_errors: Path, run_dir: RunDir) -> int:
         print(told["message"], file=sys.stderr, flush=True)
         return int(told["exit_code"])
     if isinstance(crash, StopRequested):
-        raise crash
+        print(crash, file=sys.stderr, flush=True)
+        # The thread that waits for Ray is still there.  At Python's own exit Ray leaves first, and where
+        # that thread asks it something afterwards, it ends the process with code 1.
+        os._exit(crash.exit_code)
     if crash is not None:
         cause = getattr(crash, "controller_failure", crash)
         print(

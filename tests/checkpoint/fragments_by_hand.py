@@ -45,21 +45,23 @@ def progress(step: int) -> Progress:
     return Progress(step=step, position=step * 8, data_fingerprint="data")
 
 
-def writer(store: Store, rank: int = 0, world_size: int = 1, *, keep: int = 5, **options: object) -> Writer:
+def writer(
+    store: Store, rank: int = 0, world_size: int = 1, *, keep: int = 5, attempt: int = 1, **options: object
+) -> Writer:
     return Writer(
         store,
         ranks(rank, world_size),
         run_id=RUN_ID,
-        attempt=1,
+        attempt=attempt,
         retention=Retention(keep),
         pauses_s=(0.0, 0.0),
         **options,  # type: ignore[arg-type]
     )
 
 
-def save(store: Store, step: int, *, world_size: int = 2, keep: int = 5) -> None:
+def save(store: Store, step: int, *, world_size: int = 2, keep: int = 5, attempt: int = 1) -> None:
     """Publish a checkpoint of all ranks, or fail with what went wrong."""
-    writers = [writer(store, rank, world_size, keep=keep) for rank in range(world_size)]
+    writers = [writer(store, rank, world_size, keep=keep, attempt=attempt) for rank in range(world_size)]
     for rank, one in enumerate(writers):
         one.start(progress(step), fragments(rank, world_size, step))
     for one in writers:

@@ -158,7 +158,8 @@ def test_what_is_set_aside_is_no_longer_there_and_its_step_can_be_saved_again(st
 
 def test_saving_a_published_step_again_replaces_it_whole(store: Store) -> None:
     save(store, 3, world_size=3)
-    save(store, 3, world_size=2)
+    # No two saves have the same attempt and number: reports of the first would be taken for the second's.
+    save(store, 3, world_size=2, attempt=2)
     checkpoint = Checkpoint.read(store, step_name(3))
     assert len(checkpoint.files) == 2
     assert checkpoint.damage(checkpoint.files) == ""
