@@ -286,14 +286,11 @@ def _formulas(
 
 def _suit(zero: dict[str, Any], num_parameters: int) -> None:
     """Fill in what DeepSpeed has one default for, whatever the size of the model."""
-    if zero["stage"] in (1, 2):
-        # Some buckets are reduced while the backward pass still fills the others.
-        size = num_parameters // keys.BUCKETS_OF_A_MODEL
-        zero.setdefault("reduce_bucket_size", min(max(size, keys.SMALLEST_BUCKET), keys.LARGEST_BUCKET))
-    elif zero["stage"] == 3:
-        # The bucket is allocated whole; weights that are gathered once a step need no linear layer that
-        # gathers them again, in Python, for its gradient.
-        zero.setdefault("reduce_bucket_size", min(num_parameters, keys.LARGEST_BUCKET))
+    if zero["stage"]:
+        zero.setdefault("reduce_bucket_size", keys.default_bucket(zero["stage"], num_parameters))
+    if zero["stage"] == 3:
+        # Weights that are gathered once a step need no linear layer that gathers them again, in Python, for
+        # its gradient.
         live = int(zero.get("stage3_max_live_parameters", keys.MOST_LIVE))
         if num_parameters <= live:
             zero.setdefault("memory_efficient_linear", False)

@@ -231,6 +231,18 @@ FORMULAS: dict[KeyPath, Formula] = {
 SMALLEST_BUCKET, LARGEST_BUCKET = 1_000_000, 200_000_000
 BUCKETS_OF_A_MODEL = 8
 """Elements of a reduction at stages 1 and 2, where the JSON does not say."""
+
+
+def default_bucket(stage: int, num_parameters: int) -> int:
+    """reduce_bucket_size where nobody sets it: some buckets are reduced while the backward pass fills the others.
+
+    Stage 3 allocates its one bucket whole.
+    """
+    if stage == 3:
+        return min(num_parameters, LARGEST_BUCKET)
+    return min(max(num_parameters // BUCKETS_OF_A_MODEL, SMALLEST_BUCKET), LARGEST_BUCKET)
+
+
 MOST_LIVE = 10**9
 """DeepSpeed's default of stage3_max_live_parameters."""
 

@@ -15,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dist_lm.deepspeed_keys import default_bucket
+
 _FP32 = 4
-_DEFAULT_BUCKET = 500_000_000
-"""reduce_bucket_size and allgather_bucket_size, in numbers."""
+_BUCKET_OF_STAGE_0 = 500_000_000
+"""In numbers; no key changes it."""
+_BUCKETS_IN_FLIGHT = 3
+"""Of stage 2: one that fills, and those that are reduced (dist_lm/gradients.py)."""
 _DEFAULT_LIVE = 1_000_000_000
 """stage3_max_live_parameters."""
 _DEFAULT_PREFETCH = 50_000_000
@@ -34,7 +38,8 @@ class States:
     optimizer: float
     """Master copy and moments."""
     whole_gradients: float
-    """Of all parameters, where they wait for the last of several micro-steps; else 0."""
+    """That stand beside the activations of every pass: in flat buffers, or waiting for the last of several
+    micro-steps; 0 where they come as the activations go."""
     buffers: float
     """Beside the passes."""
     reduction: float
@@ -58,7 +63,7 @@ class States:
         elif stage < 2:
             passes = with_gradients
         else:
-            # Gradients go into the bucket as they come, and from it into the partition.
+            # Gradients go into DeepSpeed's bucket as they come, and from it into the partition.
             passes = min(with_gradients, activations + self.buffers) if stage == 2 else activations + self.buffers
             passes += self.gradients if stage == 3 else 0.0
         after = self.gradients + self.reduction
@@ -82,16 +87,25 @@ def states(
     summed = _FP32 if micro_steps > 1 and stage else width
     has_master = stage > 0 or precision != "fp32"
     optimizer = parameters * _FP32 * (3 if has_master else 2) * share
-    gradients = parameters * summed * (share if stage >= 2 else 1.0)
-    if stage in (1, 2):
-        # The partition's gradients are laid out once more for the optimizer, in its type.
-        gradients += parameters * _FP32 * share
-    if stage == 2 and micro_steps > 1:
-        # Reduced once, at the end (engine.py): until then they are whole.
-        gradients = parameters * summed + parameters * _FP32 * share
-    whole = parameters * summed if micro_steps > 1 and stage < 3 else 0.0
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    own = stage in (1, 2) and precision != "fp16" and not offloaded
+    bucket = _number(zero, "reduce_bucket_size", default_bucket(stage, parameters))
+    # The partition's gradients are laid out once more for the optimizer, in its type.
+    copied = parameters * _FP32 * share if stage in (1, 2) and not (own and summed == _FP32) else 0.0
+    whole = 0.0
+    if own:
+        # dist_lm/gradients.py: flat buffers, of the partition alone where stage 2 reduces as gradients come.
+        flat = parameters * summed * (share if stage == 2 and micro_steps == 1 else 1.0)
+        gradients = flat + copied
+        whole = flat + (min(_BUCKETS_IN_FLIGHT * bucket, parameters) * width if stage == 2 and micro_steps == 1 else 0)
+        if micro_steps > 1 and precision == "fp32":
+            # Summed in the parameters' own gradients first.
+            whole += parameters * width
+    else:
+        # Stage 2 reduces once, at the end (engine.py): until then several micro-steps' are whole.
+        gradients = parameters * summed * (1.0 if stage < 2 or (stage == 2 and micro_steps > 1) else share) + copied
+        whole = parameters * summed if micro_steps > 1 and stage < 3 else 0.0
     weights = (parameters + frozen) * width * (share if stage == 3 else 1.0)
-    bucket = _number(zero, "reduce_bucket_size", _DEFAULT_BUCKET)
     # Pages of a CPU are taken when they are written, the memory of a GPU when it is asked for.
     bucket = bucket if stage == 3 and on_gpu else min(parameters, bucket)
     buffer = float(bucket * width * (2 if zero.get("overlap_comm") and stage in (1, 2) else 1))
@@ -102,12 +116,14 @@ def states(
         # What is gathered ahead comes in one piece, from which the weights are copied.
         buffers = buffer + min(live, _number(zero, "stage3_prefetch_bucket_size", _DEFAULT_PREFETCH)) * width
         reduction = buffer
+    elif own:
+        buffers = reduction = whole - flat if stage == 2 and micro_steps == 1 else 0.0
     elif stage == 2:
         buffers = reduction = buffer
     elif stage or ranks > 1:
-        reduction = buffer
+        reduction = buffer if stage else float(min(parameters, _BUCKET_OF_STAGE_0) * width)
     host = 0.0
-    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+    if offloaded:
         host, optimizer = optimizer + parameters * _FP32 * share, 0.0
         gradients = 0.0 if stage >= 2 else gradients
     if zero.get("offload_param", {}).get("device", "none") != "none":

@@ -31,8 +31,9 @@ def test_gradients_shrink_with_the_stage() -> None:
 
 def test_gradients_of_several_micro_steps_are_summed_in_fp32() -> None:
     assert held(3, micro_steps=4).gradients == 4 * P / 8
-    # Stage 2 reduces once, at the end: until then every rank holds all of them.
-    assert held(2, micro_steps=4).gradients == 4 * P + 4 * P / 8
+    # Stage 2 reduces once, at the end: until then every rank holds all of them, in the optimizer's type already.
+    assert held(2, micro_steps=4).gradients == 4 * P
+    assert held(2, micro_steps=4, precision="fp16").gradients == 4 * P + 4 * P / 8
 
 
 def test_on_one_rank_in_fp32_stage_0_holds_16_bytes_a_parameter() -> None:
@@ -52,11 +53,20 @@ def test_what_is_offloaded_is_the_hosts() -> None:
     assert whole.host == there.host + 2 * P / 8
 
 
-def test_buckets_are_no_larger_than_the_model() -> None:
-    assert held(1).reduction == held(2).buffers == 2 * P
-    assert held(1, reduce_bucket_size=1000).reduction == 2 * 1000
-    assert held(1, reduce_bucket_size=1000, overlap_comm=True).reduction == 2 * 2 * 1000
-    assert held(1).buffers == 0
+def test_stage_1_reduces_in_place_and_stage_2_in_a_few_buckets() -> None:
+    assert held(1).buffers == held(1).reduction == 0
+    assert held(1).whole_gradients == 2 * P
+    assert held(2).buffers == 2 * P, "no more than the model"
+    few = held(2, reduce_bucket_size=1000)
+    assert few.buffers == few.reduction == 3 * 2 * 1000
+    assert few.peak(2, activations=7 * P, with_gradients=8 * P) == few.between_steps + 2 * P / 8 + 6000 + 7 * P
+
+
+def test_buckets_of_deepspeeds_own_reduction_are_no_larger_than_the_model() -> None:
+    assert held(1, precision="fp16").reduction == held(2, precision="fp16").buffers == 2 * P
+    assert held(1, precision="fp16", reduce_bucket_size=1000).reduction == 2 * 1000
+    assert held(1, precision="fp16", reduce_bucket_size=1000, overlap_comm=True).reduction == 2 * 2 * 1000
+    assert held(1, precision="fp16").buffers == 0
 
 
 def test_zero_3_holds_whole_weights_twice_while_they_are_gathered_and_a_bucket() -> None:
