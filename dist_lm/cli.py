@@ -205,7 +205,7 @@ def demo(
 
     dist-lm demo --out demo
 
-    dist-lm demo --out /tmp/dist_lm-demo
+    dist-lm demo --out tries/demo
     """
     from dist_lm.demo import run_demo
 

@@ -26,11 +26,10 @@ from dist_lm.data.damage import DamagedData, extend, new_damage
 from dist_lm.disk import disk_errors
 from dist_lm.errors import DataError, DistLMError, Diverged
 from dist_lm.guard import DivergenceGuard
+from dist_lm.run_dir import ROLLBACKS, SET_ASIDE
 from dist_lm.selection import Selection
 
 log = logging.getLogger(__name__)
-ROLLBACKS = "rollbacks"
-SET_ASIDE = "set_aside"
 
 
 class SmallState:

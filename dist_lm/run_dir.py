@@ -8,6 +8,7 @@
     logs/  errors/  heartbeats/
     leases/0001.json  run_id                        which attempt may write; whose checkpoints these are
     rollbacks.json  too-large/                      what later attempts must know
+    set_aside.json                                  damaged checkpoints, and what was wrong
 
 Enters: a folder name.  Leaves: the paths in it.  Promises: one folder is one run; another
 configuration is refused before anything is touched.
@@ -28,6 +29,10 @@ import yaml
 
 from dist_lm import disk
 from dist_lm.errors import ConfigError, EnvironmentFault
+
+ROLLBACKS = "rollbacks"
+SET_ASIDE = "set_aside"
+"""Lists of RunDir.read_list: what the run went back over, and damaged checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dist_lm.checkpoint.store import open_store
 from dist_lm.duration import spoken
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.metrics import read_metrics
-from dist_lm.run_dir import RunDir
+from dist_lm.run_dir import ROLLBACKS, SET_ASIDE, RunDir
 
 _NO_FAULTS = ("done", "stopped")
 
@@ -104,11 +104,11 @@ def status_of(run_dir: RunDir, *, now: float | None = None, verify: bool = True)
         faults=sum(facts.get("reason", "done") not in _NO_FAULTS for facts in attempts),
         lost_steps=_lost_steps(attempts),
         skipped_steps=sum(event.get("event") == "step_skipped" for event in events),
-        rollbacks=len(run_dir.read_list("rollbacks")),
+        rollbacks=len(run_dir.read_list(ROLLBACKS)),
         goodput=_goodput(attempts, now if running else attempts[-1]["ended_at"] if attempts else now),
         checkpoint=_newest(run_dir, now, verify),
         best=commit.best(open_store(run_dir.checkpoint_location())),
-        set_aside=run_dir.read_list("set_aside"),
+        set_aside=run_dir.read_list(SET_ASIDE),
     )
 
 

@@ -25,7 +25,7 @@ from dist_lm.checkpoint.store import open_store
 from dist_lm.cluster.rank_process import RankProcess
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, OutOfMemory, Stalled, StopRequested
 from dist_lm.lease import SUPERVISOR_VARIABLE
-from dist_lm.run_dir import RunDir
+from dist_lm.run_dir import ROLLBACKS, RunDir
 from dist_lm.run_log import log_file
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def launch(plan: LocalLaunch) -> int:
 def _committed(run_dir: RunDir) -> tuple[list[str], int]:
     """What only an attempt that got on can have changed: checkpoints, and what later attempts must know."""
     names = open_store(run_dir.checkpoint_location()).names()
-    return names[:1], len(run_dir.too_large()) + len(run_dir.read_list("rollbacks"))
+    return names[:1], len(run_dir.too_large()) + len(run_dir.read_list(ROLLBACKS))
 
 
 class _Group:
