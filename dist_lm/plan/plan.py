@@ -19,6 +19,7 @@ from dist_lm.config import RunConfig
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
+from dist_lm.driven import reduces_itself
 from dist_lm.memory import chosen_micro_rows
 from dist_lm.plan.fitting import HEADROOM, Need
 from dist_lm.plan.fitting import options as options_that_fit
@@ -233,6 +234,9 @@ def _stage_plan(
 def _states(
     stage: int, step: MicroStep, work: _Work, machine: Machine, config: RunConfig, zero: dict[str, Any]
 ) -> States:
+    own_reduction = reduces_itself(
+        {"zero_optimization": {**zero, "stage": stage}, "fp16": {"enabled": config.precision == "fp16"}}
+    )
     return states(
         step.parameters,
         step.frozen,
@@ -241,6 +245,7 @@ def _states(
         precision=config.precision,
         micro_steps=work.batch.micro_steps,
         zero=zero,
+        own_reduction=own_reduction,
         on_gpu=machine.device is not None,
     )
 

@@ -79,21 +79,22 @@ def states(
     precision: str,
     micro_steps: int,
     zero: Mapping[str, Any],
+    own_reduction: bool,
     on_gpu: bool = True,
 ) -> States:
-    """`zero`: the block zero_optimization of the DeepSpeed settings."""
+    """`zero`: the block zero_optimization of the DeepSpeed settings.  `own_reduction`: what
+    driven.reduces_itself says of these settings."""
     width = _FP32 if precision == "fp32" else 2
     share = 1 / ranks if stage else 1.0
     summed = _FP32 if micro_steps > 1 and stage else width
     has_master = stage > 0 or precision != "fp32"
     optimizer = parameters * _FP32 * (3 if has_master else 2) * share
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    own = stage in (1, 2) and precision != "fp16" and not offloaded
     bucket = _number(zero, "reduce_bucket_size", default_bucket(stage, parameters))
     # The partition's gradients are laid out once more for the optimizer, in its type.
-    copied = parameters * _FP32 * share if stage in (1, 2) and not (own and summed == _FP32) else 0.0
+    copied = parameters * _FP32 * share if stage in (1, 2) and not (own_reduction and summed == _FP32) else 0.0
     whole = 0.0
-    if own:
+    if own_reduction:
         # dist_lm/gradients.py: flat buffers, of the partition alone where stage 2 reduces as gradients come.
         flat = parameters * summed * (share if stage == 2 and micro_steps == 1 else 1.0)
         gradients = flat + copied
@@ -116,7 +117,7 @@ def states(
         # What is gathered ahead comes in one piece, from which the weights are copied.
         buffers = buffer + min(live, _number(zero, "stage3_prefetch_bucket_size", _DEFAULT_PREFETCH)) * width
         reduction = buffer
-    elif own:
+    elif own_reduction:
         buffers = reduction = whole - flat if stage == 2 and micro_steps == 1 else 0.0
     elif stage == 2:
         buffers = reduction = buffer

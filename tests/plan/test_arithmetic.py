@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dist_lm.accelerators import ACCELERATORS, accelerator, known_as
+from dist_lm.driven import reduces_itself
 from dist_lm.errors import ConfigError
 from dist_lm.plan.states import States, states
 from dist_lm.plan.traffic import LATENCY_S, Topology, traffic
@@ -16,7 +17,11 @@ P = 1_000_000
 
 
 def held(stage: int, ranks: int = 8, precision: str = "bf16", micro_steps: int = 1, **zero: Any) -> States:
-    return states(P, 0, stage=stage, ranks=ranks, precision=precision, micro_steps=micro_steps, zero=zero)
+    settings = {"zero_optimization": {**zero, "stage": stage}, "fp16": {"enabled": precision == "fp16"}}
+    own = reduces_itself(settings)
+    return states(
+        P, 0, stage=stage, ranks=ranks, precision=precision, micro_steps=micro_steps, zero=zero, own_reduction=own
+    )
 
 
 @pytest.mark.parametrize(("stage", "bytes_a_parameter"), [(0, 2 + 12), (1, 2 + 12 / 8), (2, 2 + 12 / 8), (3, 14 / 8)])
