@@ -22,10 +22,10 @@ optim: {{lr: 1e-3}}
 run: {{dir: {run}, steps: 1000}}
 """
 # 1.5 B parameters: 30 GB of states on one device.
-LARGE = ["model.overrides={num_hidden_layers: 48, hidden_size: 1600, num_attention_heads: 25, intermediate_size: 6400}"]
+LARGE = ["model.overrides={num_hidden_layers: 12, hidden_size: 3200, num_attention_heads: 25, intermediate_size: 12800}"]
 
 # 9 B parameters: 19 GB of weights.
-HUGE = "model.overrides={num_hidden_layers: 120, hidden_size: 2560, num_attention_heads: 40, intermediate_size: 10240}"
+HUGE = "model.overrides={num_hidden_layers: 30, hidden_size: 5120, num_attention_heads: 40, intermediate_size: 20480}"
 
 
 @pytest.fixture
