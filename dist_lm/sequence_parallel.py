@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dist_lm.config import SHARED_ROWS_FAMILIES
 from dist_lm.errors import ConfigError
 from dist_lm.mesh import KEY, Mesh, refuse_heads
+from dist_lm.ranks import COLLECTIVE_TIMEOUT_S
 from dist_lm.tasks.base import MicroBatch
 
 ATTENTION = "ulysses"
@@ -108,7 +110,8 @@ def share_rows(model: PreTrainedModel, mesh: Mesh, exchange: Callable[[Exchange]
 def _among_ranks(mesh: Mesh) -> Callable[[Exchange], Exchange]:
     from deepspeed.sequence.layer import DistributedAttention
 
-    group, _ = dist.new_subgroups(mesh.parts)  # type: ignore[no-untyped-call]
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    group, _ = dist.new_subgroups(mesh.parts, timeout=timeout)  # type: ignore[no-untyped-call]
     return lambda inner: DistributedAttention(inner, group, scatter_idx=_HEADS_LAST, gather_idx=_PLACES)
 
 

@@ -110,7 +110,7 @@ def _trace(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
-    def passes(counter: Any, *, keep_gradients: bool) -> tuple[nn.Module, int]:
+    def passes(counter: Any, *, keep_gradients: bool) -> tuple[TaskModule, int]:
         """A forward and a backward pass under a counter; the module, and the bytes at their peak."""
         with mode:
             model = task.build_model(section)
