@@ -76,6 +76,7 @@ SEAMS = {
         "cluster/ray_train.py",
         "cluster/ray_worker.py",
         "cluster/ray_recovery.py",
+        "cluster/ray_spares.py",
         "cluster/ray_cluster.py",
         "cluster/ray_scale.py",
         "cluster/ray_options.py",
