@@ -104,7 +104,6 @@ def open_task(folder: Path, model: str, seq_len: int) -> tuple[Any, Any]:
 
 def load_steps(task: Any, data: Any, ranks: Any, *, rows: int, accumulation: int, count: int) -> list[Step]:
     """`count` steps of `accumulation` micro-batches of `rows` rows on this rank."""
-    from dist_lm.batches import divide
     from dist_lm.data.stream import Stream
     from dist_lm.schedule import BatchPlan
 
@@ -119,7 +118,7 @@ def load_steps(task: Any, data: Any, ranks: Any, *, rows: int, accumulation: int
         partner_columns=task.partner_columns,
     ) as stream:
         for _ in range(count):
-            parts = [task.collate(part) for part in divide(task.by_length(next(stream).rows), plan)]
+            parts = [task.collate(part) for part in task.divide(next(stream).rows, plan)]
             counts = [sum(part.targets[name] for part in parts) for name in task.objectives]
             local = [*counts, sum(part.tokens for part in parts), sum(part.slots for part in parts)]
             *counts, tokens, slots = ranks.sum([float(value) for value in local])

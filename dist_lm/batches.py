@@ -1,6 +1,6 @@
 """One step's work on one rank.
 
-Enters: this rank's rows of a global batch.  Leaves: micro-batches of equal size, as many on every
+Enters: this rank's rows of a global batch.  Leaves: micro-batches, as many on every
 rank, or why there are none; what all ranks have agreed about the step.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dist_lm.data.rows import Rows, StepRows
+from dist_lm.data.rows import StepRows
 from dist_lm.data.stream import Stream
 from dist_lm.errors import DistLMError
 from dist_lm.schedule import BatchPlan
@@ -71,13 +71,7 @@ def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[]
     try:
         local.rows = stream.next_rows(give_up)
         if local.rows is not None:
-            local.micro_batches = [task.collate(part) for part in divide(task.by_length(local.rows.rows), plan)]
+            local.micro_batches = [task.collate(part) for part in task.divide(local.rows.rows, plan)]
     except DistLMError as error:
         local.failure = error
     return local
-
-
-def divide(rows: Rows, plan: BatchPlan) -> list[Rows]:
-    """This rank's rows as the plan's micro-batches; the last is filled with rows of weight zero."""
-    size = plan.rows_per_micro
-    return [rows.take(slice(begin, begin + size)).padded(size) for begin in range(0, size * plan.micro_steps, size)]

@@ -15,7 +15,7 @@ from typing import Any
 from dist_lm.accelerators import Accelerator
 from dist_lm.assemble import open_training_set
 from dist_lm.batches import next_local
-from dist_lm.config import RunConfig
+from dist_lm.config import ModelSection, RunConfig
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
@@ -25,7 +25,7 @@ from dist_lm.plan.fitting import HEADROOM, Need
 from dist_lm.plan.fitting import options as options_that_fit
 from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
 from dist_lm.plan.states import States, states
-from dist_lm.plan.trace import MicroStep, trace
+from dist_lm.plan.trace import MicroStep, introduce, trace
 from dist_lm.plan.traffic import Topology, traffic
 from dist_lm.run_dir import RunDir
 from dist_lm.schedule import BatchPlan
@@ -126,6 +126,7 @@ class _Work:
     """One rank's part of a step."""
 
     task: Task
+    model: ModelSection
     batch: BatchPlan
     longest: MicroBatch
     slots: int
@@ -136,7 +137,7 @@ def make_plan(config: RunConfig, machine: Machine, options: Options) -> Plan:
     """Raises ConfigError or DataError as a run would, and ConfigError where no stage fits."""
     work = _work(config, machine.ranks)
     on_gpu = machine.device is not None
-    step = trace(work.task, config.model, work.longest, precision=config.precision, on_gpu=on_gpu)
+    step = trace(work.task, work.model, work.longest, precision=config.precision, on_gpu=on_gpu)
     zero, configured = _zero_block(config, machine.ranks, work.batch)
     stages = [_stage_plan(stage, step, work, machine, options, config, zero) for stage in STAGES]
     fitting = [plan.stage for plan in stages if plan.fits]
@@ -172,6 +173,8 @@ def _work(config: RunConfig, ranks: int) -> _Work:
     batch = BatchPlan.divide(config.batch.global_rows, micro_rows, ranks)
     data = open_training_set(config)
     task = build_task(config.task, load_tokenizer(config.data.tokenizer), data.view, config.run.seed)
+    # It makes its micro-batches for a model: samples share rows, or do not.
+    model = introduce(task, config.model)
     columns = task.partner_columns
     with Stream(
         data, global_rows=config.batch.global_rows, rank=0, world_size=ranks, partner_columns=columns
@@ -180,7 +183,7 @@ def _work(config: RunConfig, ranks: int) -> _Work:
     if local.failure is not None:
         raise local.failure
     longest = max(local.micro_batches, key=lambda micro_batch: micro_batch.slots)
-    return _Work(task, batch, longest, sum(each.slots for each in local.micro_batches), local.tokens)
+    return _Work(task, model, batch, longest, sum(each.slots for each in local.micro_batches), local.tokens)
 
 
 def _zero_block(config: RunConfig, ranks: int, batch: BatchPlan) -> tuple[dict[str, Any], int]:
@@ -264,7 +267,7 @@ def _advice(
         return [f"zero={min(fitting)}"]
     recomputed = None
     if not config.model.activation_checkpointing:
-        section = config.model.model_copy(update={"activation_checkpointing": True})
+        section = work.model.model_copy(update={"activation_checkpointing": True})
         on_gpu = machine.device is not None
         less = trace(work.task, section, work.longest, precision=config.precision, on_gpu=on_gpu)
         recomputed = less.activation_bytes / GIB

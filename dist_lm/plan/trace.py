@@ -6,7 +6,8 @@ the step is traced - the task's loss, its masked or chunked head, recomputed act
 is estimated but what kernels need for themselves.
 
 The trace runs on fake tensors (torch's FakeTensorMode), which know shapes only.  Tasks try their head
-and their attention on numbers when they meet a model: they meet one of a single layer first.
+and their attention on numbers when they meet a model: they meet one of a single layer first, before
+they make the micro-batch, which may depend on it.
 """
 
 from __future__ import annotations
@@ -79,12 +80,20 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.now)
 
 
-def trace(task: Task, section: ModelSection, micro_batch: MicroBatch, *, precision: str, on_gpu: bool) -> MicroStep:
-    """Raises ConfigError and DataError as building the model does."""
+def introduce(task: Task, section: ModelSection) -> ModelSection:
+    """Let the task meet the architecture; the section that is traced, without weights.
+
+    Raises ConfigError and DataError as building the model does.
+    """
     if section.weights is not None:
         fields = {"weights": None, "config": config_folder(Path(section.weights)) / "config.json", "freeze": ()}
         section = section.model_copy(update={**fields, "freeze_layers": 0})
     task.build_model(section.model_copy(update={"overrides": {**section.overrides, "num_hidden_layers": 1}}))
+    return section
+
+
+def trace(task: Task, section: ModelSection, micro_batch: MicroBatch, *, precision: str, on_gpu: bool) -> MicroStep:
+    """`section`: what `introduce` has said."""
     # It knows the architecture by now, and a fake model has no logits to compare.
     vars(task)["prepare_for"] = lambda _: None
     try:

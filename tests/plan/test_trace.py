@@ -11,7 +11,7 @@ from dist_lm.config import CausalLmTask, MlmTask, ModelSection, SourceSpec
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.training_set import TrainingSet
-from dist_lm.plan.trace import MicroStep, trace
+from dist_lm.plan.trace import MicroStep, introduce, trace
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 from dist_lm.tasks.registry import build_task
 
@@ -41,7 +41,7 @@ def allocated_at_most(module: TaskModule, micro_batch: MicroBatch) -> int:
 
 
 def step_of(task: Task, section: ModelSection, micro_batch: MicroBatch, precision: str = "fp32") -> MicroStep:
-    return trace(task, section, micro_batch, precision=precision, on_gpu=False)
+    return trace(task, introduce(task, section), micro_batch, precision=precision, on_gpu=False)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
