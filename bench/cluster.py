@@ -46,6 +46,8 @@ from tests.gloo_ranks import REPOSITORY, train_locally, write_recipe
 from tests.ray.hosts import DASHBOARD_PORT, Host, Network, network
 
 WAIT_S = 150.0
+TRAINED_S = 30.0
+"""How long a run has trained when the fault comes: the spare workers that it starts have then imported everything."""
 ENDLESS = 1_000_000
 OVERHEAD_STEPS, OVERHEAD_ROUNDS = 150, 3
 ELASTIC = "ray.workers={min: 1, max: 2}"
@@ -93,6 +95,12 @@ class Run:
     def until_it_trains(self) -> None:
         began = time.time()
         self.until(lambda: self.last_step_at() > began)
+
+    def has_trained(self) -> Run:
+        """Wait until it has trained for TRAINED_S."""
+        began = time.monotonic()
+        self.until(lambda: time.monotonic() - began > TRAINED_S)
+        return self
 
     def measure(self, fault: Callable[[], None]) -> dict[str, float]:
         """Seconds from the fault to the end of each phase, the last of them the next step."""
@@ -161,13 +169,13 @@ def freeze(host: Host) -> None:
 
 def dead_worker(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     with run_on(net, folder / "worker", data, "ray.workers=2") as run:
-        return run.measure(lambda: os.kill(run.worker_pids()[1], signal.SIGKILL))
+        return run.has_trained().measure(lambda: os.kill(run.worker_pids()[1], signal.SIGKILL))
 
 
 def dead_node_spare(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     with run_on(net, folder / "spare", data, "ray.workers=2") as run:
         host = host_of(net, run.worker_pids()[1])
-        phases = run.measure(host.kill)
+        phases = run.has_trained().measure(host.kill)
     give_back(net, host)
     return phases
 
@@ -190,7 +198,7 @@ def _elastic(net: Network, folder: Path, data: Path, fault: Callable[[Host], Non
     net.wait_for_nodes(len(net.hosts) - 1)
     with run_on(net, folder, data, ELASTIC) as run:
         host = host_of(net, run.worker_pids()[1])
-        phases = run.measure(lambda: fault(host))
+        phases = run.has_trained().measure(lambda: fault(host))
         print(f"{fault.__name__} {phases}", file=sys.stderr, flush=True)
     host.kill()
     host.join_again()

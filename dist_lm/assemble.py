@@ -38,11 +38,13 @@ from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
 from dist_lm.header import device_name, header
 from dist_lm.memory import chosen_micro_rows
+from dist_lm.mesh import Mesh
 from dist_lm.parameters import frozen_sha256
 from dist_lm.ranks import Ranks
 from dist_lm.run_dir import RunDir, check_space
 from dist_lm.run_model import FROZEN_KEY
 from dist_lm.schedule import BatchPlan
+from dist_lm.sequence_parallel import share_rows
 from dist_lm.stop import StopFlag
 from dist_lm.tasks.base import Task
 from dist_lm.tasks.registry import build_task
@@ -60,6 +62,7 @@ class Parts:
 
     config: RunConfig
     ranks: Ranks
+    mesh: Mesh
     run_dir: RunDir
     attempt: Attempt
     plan: BatchPlan
@@ -76,6 +79,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Inputs:
+    mesh: Mesh
     plan: BatchPlan
     tokenizer: Tokenizer
     data: TrainingSet
@@ -93,6 +97,7 @@ def assemble(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: st
     inputs = _together(ranks, lambda: _read_inputs(config, ranks))
     run_dir = RunDir(config.run.dir)
     model = _together(ranks, lambda: inputs.task.build_model(config.model))
+    _together(ranks, lambda: share_rows(model, inputs.mesh))
     facts = {**inputs.identity, **ranks.agree(lambda: model_facts(config, model))}
     ranks.agree(lambda: run_dir.claim(facts, lambda stored: identity_diff(stored, facts, config.run.allow_change)))
     attempt = Attempt.begin(run_dir, config.run, ranks, stop, launcher=launcher)
@@ -144,6 +149,7 @@ def _build(
     parts = Parts(
         config,
         ranks,
+        inputs.mesh,
         run_dir,
         attempt,
         inputs.plan,
@@ -184,7 +190,8 @@ def model_facts(config: RunConfig, model: Any) -> dict[str, str]:
 
 def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     micro_rows = ranks.agree(lambda: chosen_micro_rows(config, RunDir(config.run.dir)))
-    plan = BatchPlan.divide(config.batch.global_rows, micro_rows, ranks.world_size)
+    mesh = Mesh.of(ranks.rank, ranks.world_size, config.sequence_parallel_size)
+    plan = BatchPlan.divide(config.batch.global_rows, micro_rows, mesh.data_world_size)
     tokenizer = load_tokenizer(config.data.tokenizer)
     data = open_training_set(config)
     for source in data.sources:
@@ -193,7 +200,7 @@ def _read_inputs(config: RunConfig, ranks: Ranks) -> _Inputs:
     task = build_task(config.task, tokenizer, data.view, config.run.seed)
     data.refuse_larger_batch(config.batch.global_rows)
     facts = {**identity(config), "data.train": data.identity(config.data.sources)}
-    return _Inputs(plan, tokenizer, data, task, facts, micro_rows)
+    return _Inputs(mesh, plan, tokenizer, data, task, facts, micro_rows)
 
 
 def check_heldout(config: RunConfig, data: TrainingSet, tokenizer: Tokenizer) -> None:
@@ -234,8 +241,8 @@ def open_stream(parts: Parts, progress: Progress) -> Stream:
     return Stream(
         parts.data,
         global_rows=parts.config.batch.global_rows,
-        rank=parts.ranks.rank,
-        world_size=parts.ranks.world_size,
+        rank=parts.mesh.data_rank,
+        world_size=parts.mesh.data_world_size,
         position=progress.position,
         partner_columns=parts.task.partner_columns,
         cache=parts.cache,

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from dist_lm.data.rows import StepRows
 from dist_lm.data.stream import Stream
 from dist_lm.errors import DistLMError
+from dist_lm.mesh import Mesh
 from dist_lm.schedule import BatchPlan
+from dist_lm.sequence_parallel import part_of
 from dist_lm.tasks.base import MicroBatch, Task
 
 
@@ -62,8 +64,14 @@ class Batch:
         return float(sum(part.slots for part in self.micro_batches))
 
 
-def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[], bool]) -> LocalBatch:
-    """This rank's rows of the next step; a foreseen error is kept for all ranks to hear of.
+def next_local(
+    stream: Stream,
+    task: Task,
+    plan: BatchPlan,
+    give_up: Callable[[], bool],
+    mesh: Mesh = Mesh(),  # noqa: B008
+) -> LocalBatch:
+    """This rank's rows of the next step, or its part of them; a foreseen error is kept for all ranks to hear of.
 
     Empty where the rows are not here and `give_up` says not to wait for them.
     """
@@ -71,7 +79,8 @@ def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[]
     try:
         local.rows = stream.next_rows(give_up)
         if local.rows is not None:
-            local.micro_batches = [task.collate(part) for part in task.divide(local.rows.rows, plan)]
+            parts = task.divide(local.rows.rows, plan)
+            local.micro_batches = [part_of(task.collate(rows), mesh) for rows in parts]
     except DistLMError as error:
         local.failure = error
     return local

@@ -130,7 +130,7 @@ def config_show(config: ConfigOption, overrides: Overrides = None) -> None:
 def config_check(
     config: ConfigOption,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(help="Number of ranks to check the batch for.")] = 1,
+    ranks: Annotated[int, typer.Option(help="Number of ranks to check the batch for; 0: as few as can be.")] = 0,
 ) -> None:
     """Say whether the configuration and its DeepSpeed file hold together; starts nothing.
 
@@ -142,12 +142,16 @@ def config_check(
     """
     from dist_lm.deepspeed_config import load_run, resolve
     from dist_lm.memory import chosen_micro_rows
+    from dist_lm.mesh import Mesh, check_heads
     from dist_lm.run_dir import RunDir
     from dist_lm.schedule import BatchPlan
 
     loaded = load_run(config, overrides or [])
     micro_rows = chosen_micro_rows(loaded.config, RunDir(loaded.config.run.dir))
-    plan = BatchPlan.divide(loaded.config.batch.global_rows, micro_rows, ranks)
+    check_heads(loaded.config)
+    ranks = ranks or loaded.config.sequence_parallel_size
+    mesh = Mesh.of(0, ranks, loaded.config.sequence_parallel_size)
+    plan = BatchPlan.divide(loaded.config.batch.global_rows, micro_rows, mesh.data_world_size)
     resolved = resolve(
         loaded.config,
         world_size=ranks,

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from dist_lm.config_custom import CustomTask
 from dist_lm.config_data import CacheSection, DataSection, SourceSpec, StageSpec, holds_secret
@@ -23,13 +23,14 @@ from dist_lm.config_fine_tuning import (
     Seq2SeqTask,
     TokenClassificationTask,
 )
-from dist_lm.config_model import LoraSection, ModelSection, OptimSection, ScheduleSection
+from dist_lm.config_model import SHARED_ROWS_FAMILIES, LoraSection, ModelSection, OptimSection, ScheduleSection
 from dist_lm.config_pretraining import CausalLmTask, MlmTask, SpanCorruptionTask
 from dist_lm.config_ray import RaySection
 from dist_lm.config_run import BatchSection, BestSection, EarlyStopSection, RunSection
 from dist_lm.config_section import Rule, Section, refuse
 
 __all__ = [
+    "SHARED_ROWS_FAMILIES",
     "BatchSection",
     "BestSection",
     "CacheSection",
@@ -70,6 +71,8 @@ Task = Annotated[
     Field(discriminator="name"),
 ]
 
+_SHARED_ROWS_TASKS = ("causal_lm", "instruction")
+
 
 class RunConfig(Section):
     task: Task
@@ -82,6 +85,9 @@ class RunConfig(Section):
     """bf16 and fp16 keep fp32 master weights; fp16 has a loss scale, which is part of the checkpoint."""
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
     """ZeRO stage; auto takes the DeepSpeed file's stage, or 1 without a file."""
+    sequence_parallel_size: PositiveInt = 1
+    """Ranks that share each row, for long rows: each holds a part of its places and, within attention, a part of
+    the heads (DeepSpeed Ulysses); causal_lm and instruction with GPT-2 and Llama."""
     deepspeed: Path | None = None
     """DeepSpeed JSON with the settings that are DeepSpeed's own (ds_configs/)."""
     ray: RaySection = RaySection()
@@ -141,6 +147,26 @@ def _broken_rules(config: RunConfig) -> Iterator[Rule]:
                 "zero",
             ),
         )
+    yield from _broken_sharing(config)
     for key in ("eval_every", "best", "early_stop"):
         if getattr(run, key) and not config.data.heldout:
             yield f"run.{key} has no effect without data.heldout", (f"run.{key}", "data.heldout")
+
+
+def _broken_sharing(config: RunConfig) -> Iterator[Rule]:
+    """What cannot be with rows that several ranks share."""
+    size, key = config.sequence_parallel_size, "sequence_parallel_size"
+    if size == 1:
+        return
+    if config.task.name not in _SHARED_ROWS_TASKS:
+        tasks = " and ".join(_SHARED_ROWS_TASKS)
+        yield f"{key} {size} has no meaning for {config.task.name}: it is for {tasks}", (key, "task.name")
+    if config.model.family not in (None, *SHARED_ROWS_FAMILIES):
+        families = " and ".join(SHARED_ROWS_FAMILIES)
+        yield f"{key} {size} is for the families {families}, not {config.model.family}", (key, "model.family")
+    if config.model.attention == "eager":
+        yield f"{key} {size} needs model.attention auto or sdpa", (key, "model.attention")
+    workers = config.ray.workers
+    if workers is not None and (workers.min != workers.max or workers.min % size):
+        # An elastic run may be left with any number of workers, and would end there.
+        yield f"{key} {size} needs a fixed number of ray.workers that it divides", (key, "ray.workers")

@@ -29,7 +29,7 @@ _PATHS = ("model.from", "model.config", "data.train", "data.heldout", "data.toke
 _STEERED = ("run.steps", "run.seed")
 """Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
 _SHARING = (
-    *("batch.micro", "data.cache", "zero", "deepspeed", "ray"),
+    *("batch.micro", "data.cache", "zero", "sequence_parallel_size", "deepspeed", "ray"),
     *("model.activation_checkpointing", "model.attention", "model.compile", "task.head_chunk", "task.packing"),
 )
 """How the work is shared out; what is computed is the same for every value."""

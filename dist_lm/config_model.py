@@ -14,6 +14,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, mod
 from dist_lm.config_section import Rule, Section, Share, refuse
 
 Family = Literal["bert", "roberta", "modernbert", "gpt2", "llama", "t5"]
+SHARED_ROWS_FAMILIES = ("gpt2", "llama")
+"""Whose rows several ranks can share (`sequence_parallel_size`)."""
 Size = Literal["tiny", "mini", "small", "base", "large", "1b", "7b"]
 
 

@@ -57,3 +57,6 @@ class RaySection(Section):
     """Labels that a node must have, such as {market: spot}."""
     resize_s: PositiveFloat = 60.0
     """With {min, max}: seconds between two looks for nodes that came; growing costs a restart."""
+    spare_workers: bool = True
+    """Keep processes in waiting that have imported everything, as many as a node may have workers: a restart is
+    seconds faster for it. Each takes about 450 MB of its node's memory."""

@@ -44,7 +44,7 @@ _OUR_ORDER = "dist_lm decides the order of the data (data.lanes, data.era)"
 _OUR_LOGS = "dist_lm writes TensorBoard and metrics.jsonl into the run folder"
 _OUR_CHECKPOINTS = "dist_lm writes its own checkpoints (run.save_every, run.keep)"
 _OUR_DIVISION = "dist_lm divides gradients by the number of target tokens"
-_DATA_PARALLEL = "dist_lm is data parallel only: every rank holds the whole model, or its ZeRO shard"
+_WHOLE_MODELS = "in dist_lm every rank holds the whole model, or its ZeRO shard"
 _REMOVED = "DeepSpeed has removed it"
 
 REFUSED: dict[str, str] = {
@@ -62,12 +62,12 @@ REFUSED: dict[str, str] = {
     "autotuning": "dist_lm does not start DeepSpeed's autotuning",
     "vocabulary_size": "the tokenizer decides it (data.tokenizer)",
     "bfloat16": "DeepSpeed's name for it is bf16",
-    "pipeline": _DATA_PARALLEL,
-    "tensor_parallel": _DATA_PARALLEL,
-    "expert_parallel": _DATA_PARALLEL,
-    "use_data_before_expert_parallelism": _DATA_PARALLEL,
-    "sequence_parallel_size": _DATA_PARALLEL,
-    "seq_parallel_communication_data_type": _DATA_PARALLEL,
+    "pipeline": _WHOLE_MODELS,
+    "tensor_parallel": _WHOLE_MODELS,
+    "expert_parallel": _WHOLE_MODELS,
+    "use_data_before_expert_parallelism": _WHOLE_MODELS,
+    "sequence_parallel_size": "the YAML says it, under the same name",
+    "seq_parallel_communication_data_type": "parts of rows are sent in the type of `precision`",
     "hybrid_engine": "it is for generation inside the loop, which dist_lm does not do",
     "weight_quantization": "it is for inference",
     "amp": _REMOVED,

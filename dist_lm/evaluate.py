@@ -17,9 +17,11 @@ from dist_lm.data.handover import Handover
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.rows import Rows
 from dist_lm.engine import Engine
+from dist_lm.mesh import Mesh
 from dist_lm.metrics import averages
 from dist_lm.ranks import Ranks
 from dist_lm.scores.base import Table
+from dist_lm.sequence_parallel import part_of
 from dist_lm.tasks.base import PREDICTED, Task
 
 
@@ -61,6 +63,7 @@ def evaluate(
     location: str,
     ranks: Ranks,
     *,
+    mesh: Mesh,
     micro_rows: int,
     seed: int,
     cache: ShardCache | None = None,
@@ -75,8 +78,8 @@ def evaluate(
     state = task.metrics_state()
     rows = HeldoutRows(
         location,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=mesh.data_rank,
+        world_size=mesh.data_world_size,
         micro_rows=micro_rows,
         seq_len=task.view.seq_len,
         partner_columns=task.partner_columns,
@@ -90,7 +93,7 @@ def evaluate(
             # Every time: at ZeRO-3 a forward pass is a collective call, too.
             if ranks.sum([give_up()])[0] or own is None:
                 return None
-            micro_batch = task.collate(own)
+            micro_batch = part_of(task.collate(own), mesh)
             outputs = engine.evaluate(micro_batch)
             predicted = outputs.pop(PREDICTED, None)
             if state is not None and predicted is not None:

@@ -28,6 +28,7 @@ def header(parts: Parts, *, num_parameters: int, launcher: str) -> str:
     num_shards = sum(len(source.view.manifest.shards) for source in data.sources)
     sources = f" of {len(data.sources)} sources" if len(data.sources) > 1 else ""
     epochs = data.epochs(config.run.steps * plan.global_rows)
+    readers = "ranks" if parts.mesh.parts == 1 else f"groups of {parts.mesh.parts} ranks"
     even = plan.world_size * plan.micro_steps * plan.rows_per_micro == plan.global_rows
     return "\n".join(
         [
@@ -36,7 +37,7 @@ def header(parts: Parts, *, num_parameters: int, launcher: str) -> str:
             f"run     {config.run.dir}",
             f"data    {data.num_rows} rows of up to {data.view.seq_len} tokens in {num_shards} shards{sources}",
             "        " + ", ".join(f"{name.replace('epoch', 'epochs')} {value:.1f}" for name, value in epochs.items()),
-            f"batch   global {plan.global_rows} = {plan.world_size} ranks x {plan.micro_steps} micro-steps x "
+            f"batch   global {plan.global_rows} = {plan.world_size} {readers} x {plan.micro_steps} micro-steps x "
             f"{plan.rows_per_micro} rows{'' if even else ' (some empty)'}",
             f"steps   {config.run.steps}, a record every {config.run.log_every}, "
             f"{_evaluations(config.run, list(config.data.heldout_sets.values()))}",

@@ -187,7 +187,8 @@ class _Loop:
         )
         self.grad_norm, self.learning_rate = result.grad_norm, rate
         self._count(batch, result)
-        record_samples(batch.rows.rows, attempt=self.attempt.number, rank=self.ranks.rank, step=step)
+        if self.parts.mesh.part == 0:
+            record_samples(batch.rows.rows, attempt=self.attempt.number, rank=self.ranks.rank, step=step)
         self._fault("after_step", step)
         return True
 
@@ -200,7 +201,7 @@ class _Loop:
         self._fault("before_data", step)
         began = time.perf_counter()
         failure: DistLMError | None = self.writer.error or self.attempt.lost
-        local = next_local(stream, self.task, self.parts.plan, self.stop.is_asked)
+        local = next_local(stream, self.task, self.parts.plan, self.stop.is_asked, self.parts.mesh)
         failure = failure or local.failure
         ready = time.perf_counter()
         self._fault("in_collective", step)
@@ -293,6 +294,7 @@ class _Loop:
             self.task,
             heldout_sets,
             self.ranks,
+            mesh=self.parts.mesh,
             micro_rows=self.parts.micro_rows,
             seed=self.config.run.seed,
             cache=self.parts.cache,

@@ -80,6 +80,7 @@ class _ToStdout(logging.StreamHandler[TextIO]):
 def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
     """Train as one rank; returns the exit code."""
     prepare_environment()
+    _leave_no_shared_memory()
     rank = int(os.environ.get("RANK", "0"))
     speak(rank)
     from dist_lm.ranks import Ranks, disconnect
@@ -112,6 +113,14 @@ def run_rank(loaded: LoadedConfig, *, launcher: str) -> int:
         message = f"error[crash] {type(error).__name__}: {error}"
         report_failure(loaded, rank, message, tell=launcher != "local")
         return EXIT_CRASH
+
+
+def _leave_no_shared_memory() -> None:
+    """Under its own launcher on a CPU DeepSpeed puts 66 MiB a rank into /dev/shm, for reductions that are
+    none of ours, and no run ever takes them away."""
+    told = os.environ.pop("LOCAL_SIZE", None)
+    if told:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", told)
 
 
 def report_failure(loaded: LoadedConfig, rank: int, message: str, *, tell: bool = True) -> None:

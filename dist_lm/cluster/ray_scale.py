@@ -47,7 +47,7 @@ def choose_scale(section: RaySection) -> Scale:
     nodes, wanted = living_nodes(), section.workers
     least = wanted.min if wanted else 1
     for resources in _choices(section, nodes):
-        now = _room(section, nodes, resources)
+        now = room(section, nodes, resources)
         if now >= least:
             return Scale(least, wanted.max, resources) if wanted else Scale(now, now, resources)
     if wanted is None:
@@ -84,7 +84,7 @@ def _needs(section: RaySection, resources: dict[str, float]) -> dict[str, float]
     return {**resources, **({_ACCELERATOR + section.accelerator_type: 0.001} if section.accelerator_type else {})}
 
 
-def _room(section: RaySection, nodes: list[dict[str, Any]], resources: dict[str, float]) -> int:
+def room(section: RaySection, nodes: list[dict[str, Any]], resources: dict[str, float]) -> int:
     """How many workers fit on the nodes that there are."""
     needs = _needs(section, resources)
     return sum(_fit(node["Resources"], needs) for node in nodes if _has_labels(node, section.label_selector))

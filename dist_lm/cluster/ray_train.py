@@ -69,6 +69,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     # Relative paths of a recipe count from the working directory, in workers too.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     ray_cluster.connect()
+    from dist_lm.cluster import ray_spares
     from dist_lm.cluster.ray_recovery import Recovery
 
     scale = choose_scale(section)
@@ -91,6 +92,7 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     recovery = Recovery(
         run_dir,
         final_errors,
+        ray_spares.Spares(run_dir, section, scale) if section.spare_workers else None,
         known={node["NodeID"] for node in nodes},
         max_restarts=max_restarts,
     )
@@ -177,6 +179,8 @@ def _trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from dist_lm.cluster.ray_spares import runtime_env
+
     return TorchTrainer(
         train_on_worker,
         train_loop_config=settings,
@@ -196,6 +200,7 @@ def _trainer(
             # Restarts are counted in `recovery`: Ray would charge a node's going, too.
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[recovery],
+            worker_runtime_env=runtime_env(cpu=not scale.use_gpu) if section.spare_workers else None,
         ),
     )
 

@@ -21,6 +21,7 @@ from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
 from dist_lm.driven import reduces_itself
 from dist_lm.memory import chosen_micro_rows
+from dist_lm.mesh import Mesh
 from dist_lm.plan.fitting import HEADROOM, Need
 from dist_lm.plan.fitting import options as options_that_fit
 from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
@@ -137,7 +138,8 @@ def make_plan(config: RunConfig, machine: Machine, options: Options) -> Plan:
     """Raises ConfigError or DataError as a run would, and ConfigError where no stage fits."""
     work = _work(config, machine.ranks)
     on_gpu = machine.device is not None
-    step = trace(work.task, work.model, work.longest, precision=config.precision, on_gpu=on_gpu)
+    parts = config.sequence_parallel_size
+    step = trace(work.task, work.model, work.longest, precision=config.precision, on_gpu=on_gpu, parts=parts)
     zero, configured = _zero_block(config, machine.ranks, work.batch)
     stages = [_stage_plan(stage, step, work, machine, options, config, zero) for stage in STAGES]
     fitting = [plan.stage for plan in stages if plan.fits]
@@ -170,16 +172,17 @@ def make_plan(config: RunConfig, machine: Machine, options: Options) -> Plan:
 def _work(config: RunConfig, ranks: int) -> _Work:
     """The first rank's part of the first step, from the data itself."""
     micro_rows = chosen_micro_rows(config, RunDir(config.run.dir))
-    batch = BatchPlan.divide(config.batch.global_rows, micro_rows, ranks)
+    mesh = Mesh.of(0, ranks, config.sequence_parallel_size)
+    batch = BatchPlan.divide(config.batch.global_rows, micro_rows, mesh.data_world_size)
     data = open_training_set(config)
     task = build_task(config.task, load_tokenizer(config.data.tokenizer), data.view, config.run.seed)
     # It makes its micro-batches for a model: samples share rows, or do not.
     model = introduce(task, config.model)
     columns = task.partner_columns
     with Stream(
-        data, global_rows=config.batch.global_rows, rank=0, world_size=ranks, partner_columns=columns
+        data, global_rows=config.batch.global_rows, rank=0, world_size=mesh.data_world_size, partner_columns=columns
     ) as stream:
-        local = next_local(stream, task, batch, lambda: False)
+        local = next_local(stream, task, batch, lambda: False, mesh)
     if local.failure is not None:
         raise local.failure
     longest = max(local.micro_batches, key=lambda micro_batch: micro_batch.slots)
@@ -217,6 +220,11 @@ def _stage_plan(
         ranks=machine.ranks,
         micro_steps=work.batch.micro_steps,
         gathers=step.modules,
+    )
+    passes = 3 if config.model.activation_checkpointing else 2
+    sent = sent.beside(
+        step.exchanged * work.slots * width * passes,
+        calls=step.exchanges * passes * work.batch.micro_steps * config.sequence_parallel_size / machine.ranks,
     )
     compute_s = step.flops * work.slots / step.slots / (machine.flops * options.mfu) if machine.flops else 0.0
     total_gib = total / GIB + machine.base_gib
@@ -269,7 +277,8 @@ def _advice(
     if not config.model.activation_checkpointing:
         section = work.model.model_copy(update={"activation_checkpointing": True})
         on_gpu = machine.device is not None
-        less = trace(work.task, section, work.longest, precision=config.precision, on_gpu=on_gpu)
+        parts = config.sequence_parallel_size
+        less = trace(work.task, section, work.longest, precision=config.precision, on_gpu=on_gpu, parts=parts)
         recomputed = less.activation_bytes / GIB
 
     def total_on(ranks: int) -> float:

@@ -25,7 +25,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_lm.config import ModelSection
+from dist_lm.mesh import Mesh
 from dist_lm.run_model import config_folder
+from dist_lm.sequence_parallel import alone, share_rows
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
@@ -49,6 +51,10 @@ class MicroStep:
     """Forward and backward; recomputed activations count again."""
     tokens: int
     slots: int
+    exchanged: int = 0
+    """Numbers that a rank sends for each place of a forward pass, where ranks share rows."""
+    exchanges: int = 0
+    """Collectives of a forward pass that do so."""
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,24 +98,33 @@ def introduce(task: Task, section: ModelSection) -> ModelSection:
     return section
 
 
-def trace(task: Task, section: ModelSection, micro_batch: MicroBatch, *, precision: str, on_gpu: bool) -> MicroStep:
-    """`section`: what `introduce` has said."""
+def trace(
+    task: Task, section: ModelSection, micro_batch: MicroBatch, *, precision: str, on_gpu: bool, parts: int = 1
+) -> MicroStep:
+    """`section`: what `introduce` has said; `parts`: `sequence_parallel_size`, the micro-batch is one rank's part.
+
+    Raises ConfigError where ranks cannot share the model's rows.
+    """
     # It knows the architecture by now, and a fake model has no logits to compare.
     vars(task)["prepare_for"] = lambda _: None
     try:
-        return _trace(task, section, micro_batch, precision, on_gpu)
+        return _trace(task, section, micro_batch, precision, on_gpu, parts)
     finally:
         del vars(task)["prepare_for"]
 
 
-def _trace(task: Task, section: ModelSection, micro_batch: MicroBatch, precision: str, on_gpu: bool) -> MicroStep:
+def _trace(
+    task: Task, section: ModelSection, micro_batch: MicroBatch, precision: str, on_gpu: bool, parts: int
+) -> MicroStep:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
-    def passes(counter: Any, *, keep_gradients: bool) -> tuple[nn.Module, int]:
+    def passes(counter: Any, *, keep_gradients: bool) -> tuple[TaskModule, int]:
         """A forward and a backward pass under a counter; the module, and the bytes at their peak."""
         with mode:
-            module = TaskModule(task.build_model(section), task).train()
+            model = task.build_model(section)
+            share_rows(model, Mesh(parts=parts), alone(parts))
+            module = TaskModule(model, task).train()
             if on_gpu:
                 _without_attention_dropout(module)
             _cast(module, dtype)
@@ -141,7 +156,17 @@ def _trace(task: Task, section: ModelSection, micro_batch: MicroBatch, precision
         flops=float(counter.get_total_flops()),
         tokens=micro_batch.tokens,
         slots=micro_batch.slots,
+        **(_exchanges(module.model.config, parts) if parts > 1 else {}),
     )
+
+
+def _exchanges(config: Any, parts: int) -> dict[str, int]:
+    """In each layer queries, keys and values go, and the result comes back; a rank keeps its own part."""
+    heads = int(config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    moved = 2 * heads + 2 * int(getattr(config, "num_key_value_heads", heads))
+    layers = int(config.num_hidden_layers)
+    return {"exchanged": layers * moved * width * (parts - 1) // parts, "exchanges": 4 * layers}
 
 
 def _drop(parameter: Tensor) -> None:

@@ -13,7 +13,7 @@ stragglers and slow links.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LATENCY_S = 2.8e-6
 """A collective costs this for each rank."""
@@ -47,9 +47,14 @@ class Traffic:
 
     wire_bytes: float
     """Sent."""
-    calls: int
+    calls: float
+    """Of all ranks; one among a part of them counts that part."""
     hideable_bytes: float
     """Part that may go on while the backward pass computes."""
+
+    def beside(self, wire_bytes: float, *, calls: float) -> Traffic:
+        """With what nothing hides: the next product waits for it."""
+        return replace(self, wire_bytes=self.wire_bytes + wire_bytes, calls=self.calls + calls)
 
     def seconds(self, topology: Topology, compute_s: float, *, latency_s: float = LATENCY_S) -> float:
         """Time that a step is longer for it."""

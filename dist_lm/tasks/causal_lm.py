@@ -27,7 +27,7 @@ from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import ConfigError
 from dist_lm.tasks.base import MicroBatch, Task
-from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, takes, trial
+from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, seen_by_decoder, takes, trial
 
 log = logging.getLogger(__name__)
 _TRIAL_TOKENS = 8
@@ -91,12 +91,11 @@ class CausalLanguageModelling(Task):
         return MicroBatch(inputs, {"lm": len(places_N)}, int(rows.real.sum()) * length, ids_BT.size)
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        seen = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
         return decoder_loss_sums(
             "lm",
             model,
             self._head,
-            seen,
+            seen_by_decoder(inputs),
             inputs["target_places"],
             inputs["target_labels"],
             chunk=self.settings.head_chunk,

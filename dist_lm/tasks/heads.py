@@ -104,6 +104,19 @@ def find_decoder_head(model: Any) -> Head | None:
     )
 
 
+def seen_by_decoder(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a causal model takes of a micro-batch.
+
+    `row_positions` [B, T] are there where the model sees a part of the places only, and attention must know
+    which documents the whole rows hold.
+    """
+    seen = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+    if "row_positions" in inputs:
+        document_BT = (inputs["row_positions"] == 0).cumsum(dim=1)
+        seen["attention_mask"] = (document_BT[:, :, None] == document_BT[:, None, :]).tril()[:, None]
+    return seen
+
+
 def decoder_loss_sums(
     objective: str,
     model: Any,

@@ -24,7 +24,7 @@ from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.tasks.base import MicroBatch, Task, clipped
-from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head
+from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, seen_by_decoder
 
 
 class InstructionTuning(Task):
@@ -61,13 +61,18 @@ class InstructionTuning(Task):
         inputs = {
             "input_ids": torch.from_numpy(ids_BT),
             "position_ids": torch.from_numpy(position_BT),
-            "judged": torch.from_numpy(judged),
-            "labels": torch.from_numpy(ids_BT.reshape(-1)[judged + 1]),
+            "target_places": torch.from_numpy(judged),
+            "target_labels": torch.from_numpy(ids_BT.reshape(-1)[judged + 1]),
         }
         return MicroBatch(inputs, {"answer": len(judged)}, int(lengths_B[rows.real].sum()), ids_BT.size)
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        seen = {name: inputs[name] for name in ("input_ids", "position_ids")}
         return decoder_loss_sums(
-            "answer", model, self._head, seen, inputs["judged"], inputs["labels"], chunk=self.settings.head_chunk
+            "answer",
+            model,
+            self._head,
+            seen_by_decoder(inputs),
+            inputs["target_places"],
+            inputs["target_labels"],
+            chunk=self.settings.head_chunk,
         )

@@ -124,11 +124,11 @@ def test_losses_do_not_depend_on_how_the_batch_is_divided(runs: Path, world_size
 
 
 def test_samples_share_rows_so_that_little_is_padding(runs: Path) -> None:
-    shares = {
-        name: [record["padding_share"] for record in read_metrics(runs / name / "metrics.jsonl", "train")]
+    packed, padded = (
+        sum(record["padding_share"] for record in read_metrics(runs / name / "metrics.jsonl", "train"))
         for name in ("2-zero3", "2-padded-zero3")
-    }
-    assert max(shares["2-zero3"]) < 0.2 < 0.3 < min(shares["2-padded-zero3"])
+    )
+    assert packed < 0.6 * padded
 
 
 def test_the_model_learns_so_that_the_equalities_say_something(runs: Path) -> None:

@@ -112,6 +112,8 @@ def test_a_run_that_died_under_one_launcher_goes_on_under_another_with_equal_los
     assert losses(tmp_path / "run") == calm
     run_dir = RunDir(tmp_path / "run")
     assert [run_dir.attempt_facts(number)["launcher"] for number in (1, 2)] == [first, second]
+    # What DeepSpeed's launcher would have its ranks make, and leave there.
+    assert not list(Path("/dev/shm").glob("deepspeed_*"))
 
 
 @pytest.mark.parametrize(("launcher", "exit_code"), [("deepspeed", 2), ("torchrun", 1), ("local", 2)])

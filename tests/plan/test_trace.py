@@ -11,9 +11,12 @@ from dist_lm.config import CausalLmTask, MlmTask, ModelSection, SourceSpec
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.training_set import TrainingSet
+from dist_lm.mesh import Mesh
 from dist_lm.plan.trace import MicroStep, introduce, trace
+from dist_lm.sequence_parallel import part_of
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 from dist_lm.tasks.registry import build_task
+from tests.token_rows import token_rows, token_view, train_kind
 
 ROWS = 8
 
@@ -87,3 +90,18 @@ def test_a_model_too_large_for_this_machine_is_traced(topics_data: Path) -> None
     task, micro_batch = micro_batch_of(topics_data, MlmTask(name="mlm"))
     shape = {"num_hidden_layers": 200, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
     assert step_of(task, ModelSection(size="tiny", overrides=shape), micro_batch).parameters > 2.5e9
+
+
+def test_ranks_that_share_rows_share_work_and_memory(tmp_path: Path) -> None:
+    tokenizer = train_kind(tmp_path, "bpe")
+    task = build_task(CausalLmTask(name="causal_lm"), tokenizer, token_view(tokenizer, 64), 1)
+    whole = task.collate(token_rows(tokenizer, 64))
+    section = introduce(task, ModelSection(family="llama", size="tiny"))
+    alone = trace(task, section, whole, precision="fp32", on_gpu=False)
+    parts = [part_of(whole, Mesh(part=part, parts=2)) for part in range(2)]
+    steps = [trace(task, section, part, precision="fp32", on_gpu=False, parts=2) for part in parts]
+    assert sum(step.flops for step in steps) == alone.flops
+    assert all(step.parameters == alone.parameters for step in steps)
+    assert all(step.activation_bytes < 0.75 * alone.activation_bytes for step in steps)
+    # Queries, keys, values and the result, of which half stays: 2 layers x 4 x 128 / 2.
+    assert {(step.exchanged, step.exchanges) for step in steps} == {(512, 8)}

@@ -32,6 +32,9 @@ def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_o
             host.slow_down(SLOW)
         run = WatchedRun(net, net.head, tmp_path / "run", topics_data, *ELASTIC)
         run.until_it_trains_with(3)
+        # A process for each worker waits for the next group.
+        run.until(lambda: len(run.spares()) == 3)
+        spares = {process.pid for process in run.spares()}
 
         # What cluster/spot_notice.py runs on a node that the cloud takes away.
         leaving = run.host_of(rank=2)
@@ -46,6 +49,7 @@ def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_o
         assert after["from_step"] == before["step"]
         assert "a node is taken away" in run.told()
         assert first[2] not in leaving.pids()
+        assert set(run.pids()) < spares
 
         leaving.kill()
         net.start_node(leaving)
@@ -59,6 +63,8 @@ def test_a_run_goes_on_when_a_host_is_taken_away_comes_back_and_another_is_cut_o
         lost = run.host_of(rank=1)
         lost.cut()
         run.until_it_trains_with(3, 2, 3, 2)
+        # What waits there cannot hear that the job ends.
+        lost.kill()
 
         run.stop()
     assert run.sizes() == [3, 2, 3, 2]

@@ -128,7 +128,12 @@ def test_a_job_is_stopped_with_a_checkpoint_and_resumed(net: Network, tree: Path
     assert "submitted endless-2" in resumed.stdout, resumed.stderr
     wait_until(lambda: last_step(run_dir.path) > step + 3, net)
     assert f"resume  step {step} " in ray_job(net, "logs", "endless-2")
-    assert "endless-2  STOPPED" in dist_lm(net, "job", "stop", "endless").stdout
+
+    # Ray's own command does the same.
+    ray_job(net, "stop", "endless-2")
+    assert "endless-2  STOPPED" in dist_lm(net, "job", "status", "endless").stdout
+    assert (run_dir.checkpoints / f"step-{last_step(run_dir.path):08d}").is_dir()
+    assert not run_dir.stop_file.exists()
 
 
 def scrape(net: Network) -> str:

@@ -35,6 +35,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """A driver asks the Ray of its own host.  It would look for that among the processes, and on this machine it
 sees those of all hosts."""
 LOOK_S = 0.05
+IDLE = "ray::IDLE"
 ENDLESS = 1_000_000
 SETTINGS: dict[str, Any] = {
     "batch__global": 16,
@@ -110,9 +111,14 @@ class WatchedRun:
         pid = self.pids()[rank]
         return next(host for host in self.net.hosts if pid in host.pids())
 
+    def spares(self) -> list[psutil.Process]:
+        """Processes of Ray on all hosts that wait for work."""
+        pids = [pid for host in self.net.hosts for pid in host.pids()]
+        return [process for process in map(psutil.Process, filter(psutil.pid_exists, pids)) if process.name() == IDLE]
+
     def stop(self) -> None:
         """Ctrl-C on the driver; until nothing of the run is left."""
-        group = [psutil.Process(pid) for pid in self.pids() if psutil.pid_exists(pid)]
+        group = [psutil.Process(pid) for pid in self.pids() if psutil.pid_exists(pid)] + self.spares()
         self.driver.send_signal(signal.SIGINT)
         assert self.driver.wait(timeout=WAIT_S) == StopRequested.exit_code, self.told()[-6000:]
         assert psutil.wait_procs(group, timeout=WAIT_S)[1] == []

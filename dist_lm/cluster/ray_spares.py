@@ -1,0 +1,125 @@
+"""Spare workers: processes of Ray on every node that have imported everything and wait for the next group.
+
+Enters: a group of workers that trains.  Leaves: as many processes in waiting on each node as it may be
+given ranks; Ray takes them for the next group, and ends them with the job.
+Promises: without them a restart is slower and nothing else; a node never keeps more than it may need.
+
+Ray starts a process for each actor, and ends it with the actor: after a fault every rank would import
+torch and DeepSpeed anew, on all nodes at once.  A worker that was started ahead of time and has not
+run anything yet is taken by the next actor of the same job and runtime environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+from ray._private.utils import get_runtime_env_info
+from ray.core.generated.common_pb2 import PYTHON
+from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+from ray.runtime_env import RuntimeEnv
+
+from dist_lm import lease
+from dist_lm.cluster.ray_scale import Scale, room
+from dist_lm.config_ray import RaySection
+from dist_lm.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 5.0
+KEPT_S = 365 * 24 * 3600
+"""Ray ends idle processes of a job after this time."""
+
+
+def runtime_env(*, cpu: bool) -> dict[str, Any]:
+    """What the workers of a run are started with: each process first imports what training needs.
+
+    Ray allows its set-up hook for whole jobs only, where the driver and Ray's own actors would import
+    everything, too; underneath it is a variable.
+    """
+    hook = import_training if cpu else import_torch
+    return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{hook.__name__}"}}
+
+
+def import_training() -> None:
+    """Runs first in each worker that has no GPU."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    # Training itself tells what is wrong here, in its own words.
+    with contextlib.suppress(Exception):
+        import dist_lm.cluster.preload  # noqa: F401
+
+
+def import_torch() -> None:
+    """Runs first in each worker that gets a GPU.
+
+    Which GPUs it may see is known when it gets its rank, and DeepSpeed looks at them when it is imported.
+    """
+    with contextlib.suppress(Exception):
+        import torch  # noqa: F401
+
+
+class Spares:
+    """In the controller's process: how many wait on which node."""
+
+    def __init__(self, run_dir: Path, section: RaySection, scale: Scale) -> None:
+        self._run_dir, self._section, self._scale = RunDir(run_dir), section, scale
+        self._waiting: Counter[str] = Counter()
+        self._info: Any = None
+        self._attempt_before, self._due = 0, False
+
+    def before_group(self) -> None:
+        """A group is about to be started."""
+        self._attempt_before = lease.read(self._run_dir.leases).get("attempt", 0)
+        self._due = False
+
+    def after_group(self, node_ids: Iterable[str], serialized_runtime_env: str) -> None:
+        """A group was started on these nodes, named once for each worker: it has used what waited there."""
+        # Never below none: the first group had none to take.
+        self._waiting = self._waiting - Counter(node_ids)
+        self._info = get_runtime_env_info(RuntimeEnv.deserialize(serialized_runtime_env))
+        # Ray compares the text.
+        self._info.serialized_runtime_env = serialized_runtime_env
+        self._due = True
+
+    def look(self, living_nodes: Callable[[], list[dict[str, Any]]]) -> None:
+        """Called every second: once the group trains, start what is missing on each node."""
+        if not self._due or not self._trains():
+            return
+        self._due = False
+        for node in living_nodes():
+            wanted = min(room(self._section, [node], self._scale.resources_per_worker), self._scale.max_workers)
+            missing = wanted - self._waiting[node["NodeID"]]
+            if missing > 0 and self._start(node, missing):
+                self._waiting[node["NodeID"]] += missing
+
+    def _trains(self) -> bool:
+        """Until then the group itself needs the cores."""
+        attempt = lease.read(self._run_dir.leases).get("attempt", 0)
+        return attempt > self._attempt_before and "resumed_at" in self._run_dir.attempt_facts(attempt)
+
+    def _start(self, node: dict[str, Any], number: int) -> bool:
+        request = PrestartWorkersRequest(
+            language=PYTHON,
+            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+            runtime_env_info=self._info,
+            keep_alive_duration_secs=KEPT_S,
+            num_workers=number,
+        )
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        try:
+            with init_grpc_channel(address) as channel:
+                NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_S)
+        except grpc.RpcError as error:
+            log.warning("no spare workers on %s: %s", address, error.code())
+            return False
+        return True
