@@ -38,6 +38,7 @@ CONTEXT_GIB = 1.5
 """CUDA's context and NCCL's buffers."""
 _SNAPSHOT_BYTES_S = 10e9
 """Copy of the states to host memory, a rank."""
+_STEPS_SEEN = 8
 STAGES = (0, 1, 2, 3)
 
 
@@ -124,7 +125,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Work:
-    """One rank's part of a step."""
+    """One rank's part of a step, on average; the longest micro-batch of some."""
 
     task: Task
     model: ModelSection
@@ -170,23 +171,25 @@ def make_plan(config: RunConfig, machine: Machine, options: Options) -> Plan:
 
 
 def _work(config: RunConfig, ranks: int) -> _Work:
-    """The first rank's part of the first step, from the data itself."""
+    """The first rank's part of the first steps, from the data itself."""
     micro_rows = chosen_micro_rows(config, RunDir(config.run.dir))
     mesh = Mesh.of(0, ranks, config.sequence_parallel_size)
     batch = BatchPlan.divide(config.batch.global_rows, micro_rows, mesh.data_world_size)
     data = open_training_set(config)
     task = build_task(config.task, load_tokenizer(config.data.tokenizer), data.view, config.run.seed)
-    # It makes its micro-batches for a model: samples share rows, or do not.
     model = introduce(task, config.model)
     columns = task.partner_columns
     with Stream(
         data, global_rows=config.batch.global_rows, rank=0, world_size=mesh.data_world_size, partner_columns=columns
     ) as stream:
-        local = next_local(stream, task, batch, lambda: False, mesh)
-    if local.failure is not None:
-        raise local.failure
-    longest = max(local.micro_batches, key=lambda micro_batch: micro_batch.slots)
-    return _Work(task, model, batch, longest, sum(each.slots for each in local.micro_batches), local.tokens)
+        steps = [next_local(stream, task, batch, lambda: False, mesh) for _ in range(_STEPS_SEEN)]
+    for local in steps:
+        if local.failure is not None:
+            raise local.failure
+    micro_batches = [each for local in steps for each in local.micro_batches]
+    longest = max(micro_batches, key=lambda micro_batch: micro_batch.slots)
+    slots, tokens = (sum(getattr(each, name) for each in micro_batches) for name in ("slots", "tokens"))
+    return _Work(task, model, batch, longest, slots // _STEPS_SEEN, tokens // _STEPS_SEEN)
 
 
 def _zero_block(config: RunConfig, ranks: int, batch: BatchPlan) -> tuple[dict[str, Any], int]:
