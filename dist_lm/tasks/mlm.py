@@ -99,7 +99,6 @@ class MaskedLanguageModelling(Task):
         self._head: Head | None = None
         self._first_position: int | None = None
         """Where the positions of a sample begin in a row of several; None: each sample has a row of its own."""
-        self._hidden_size = 0
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         auto_class = AutoModelForPreTraining if self.pairs else AutoModelForMaskedLM
@@ -129,7 +128,6 @@ class MaskedLanguageModelling(Task):
         if self.windows or self.settings.packing is False:
             return
         self._first_position = find_first_position(model, pairs=self.pairs)
-        self._hidden_size = model.config.hidden_size
         if self._first_position is not None:
             log.info("samples share rows: a token attends to its own sample only")
         elif self.settings.packing is True:
@@ -169,7 +167,7 @@ class MaskedLanguageModelling(Task):
         length = ids_BT.shape[1]
         layout = Layout(len(rows), length, np.arange(len(rows)) * length)
         if self._first_position is not None:
-            layout = lay_out(lengths_B, limit=self.positions, hidden_size=self._hidden_size)
+            layout = lay_out(lengths_B, limit=self.positions)
         if layout.num_rows < len(rows):
             inputs = layout.inputs(inputs_BT, kinds_BT, lengths_B, self.tokenizer.pad_id)
         else:

@@ -2,8 +2,8 @@
 
 Enters: lengths of samples; a model.  Leaves: a layout and inputs; the number of the first position.
 Promises: every token stands once, no row is over the limit; a layout is a function of the lengths alone,
-and never more work than rows padded to the longest sample; a model that was tried gives each sample the
-hidden states that it has alone.
+and in models of _LEAST_HIDDEN or wider never more work than rows padded to the longest sample; a model that
+was tried gives each sample the hidden states that it has alone.
 
 Source: Krell et al. 2021, Efficient Sequence Packing without Cross-contamination.
 Shapes: S samples, T tokens of the longest sample, R rows, W tokens per row, N samples of a pair head,
@@ -27,8 +27,10 @@ from dist_lm.tasks.heads import close, takes, trial
 
 _WIDTHS = 16
 """Widths of a row that are compared, at most."""
-_LINEAR_COST = 6
-"""A token's matrix products cost 24 H^2, its attention 4 H W: together in proportion to 6 H + W (PaLM, appendix B)."""
+_LEAST_HIDDEN = 256
+_LINEAR_COST = 6 * _LEAST_HIDDEN
+"""A token's matrix products cost 24 H^2, its attention 4 H W: together in proportion to 6 H + W (PaLM, appendix B).
+What saves work so in a narrow model saves it in a wide one, as it has fewer places for tokens."""
 _TRIAL_LENGTHS = (3, 5)
 
 
@@ -69,7 +71,7 @@ class Layout:
         return found
 
 
-def lay_out(lengths_S: NDArray[np.int64], *, limit: int, hidden_size: int) -> Layout:
+def lay_out(lengths_S: NDArray[np.int64], *, limit: int) -> Layout:
     """The layout that costs least, in rows of at most `limit` tokens; no sample is longer."""
     sizes = dict(enumerate(lengths_S.tolist()))
     shortest = min(-(-max(sizes.values()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
@@ -77,7 +79,7 @@ def lay_out(lengths_S: NDArray[np.int64], *, limit: int, hidden_size: int) -> La
     widths = [shortest, *range(limit, shortest, -stride)]
 
     def cost(width: int, num_rows: int) -> int:
-        return num_rows * width * (_LINEAR_COST * hidden_size + width)
+        return num_rows * width * (_LINEAR_COST + width)
 
     total = sum(sizes.values())
     best_width, best_rows = 0, list[list[int]]()
