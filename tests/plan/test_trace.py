@@ -12,7 +12,7 @@ from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.training_set import TrainingSet
 from dist_lm.mesh import Mesh
-from dist_lm.plan.trace import MicroStep, trace
+from dist_lm.plan.trace import MicroStep, introduce, trace
 from dist_lm.sequence_parallel import part_of
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 from dist_lm.tasks.registry import build_task
@@ -44,7 +44,7 @@ def allocated_at_most(module: TaskModule, micro_batch: MicroBatch) -> int:
 
 
 def step_of(task: Task, section: ModelSection, micro_batch: MicroBatch, precision: str = "fp32") -> MicroStep:
-    return trace(task, section, micro_batch, precision=precision, on_gpu=False)
+    return trace(task, introduce(task, section), micro_batch, precision=precision, on_gpu=False)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -88,7 +88,7 @@ def test_half_the_width_halves_the_weights_and_less_than_all_of_the_rest(topics_
 
 def test_a_model_too_large_for_this_machine_is_traced(topics_data: Path) -> None:
     task, micro_batch = micro_batch_of(topics_data, MlmTask(name="mlm"))
-    shape = {"num_hidden_layers": 200, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    shape = {"num_hidden_layers": 4, "hidden_size": 8192, "intermediate_size": 32768, "num_attention_heads": 64}
     assert step_of(task, ModelSection(size="tiny", overrides=shape), micro_batch).parameters > 2.5e9
 
 
@@ -96,8 +96,8 @@ def test_ranks_that_share_rows_share_work_and_memory(tmp_path: Path) -> None:
     tokenizer = train_kind(tmp_path, "bpe")
     task = build_task(CausalLmTask(name="causal_lm"), tokenizer, token_view(tokenizer, 64), 1)
     whole = task.collate(token_rows(tokenizer, 64))
-    section = ModelSection(family="llama", size="tiny")
-    alone = step_of(task, section, whole)
+    section = introduce(task, ModelSection(family="llama", size="tiny"))
+    alone = trace(task, section, whole, precision="fp32", on_gpu=False)
     parts = [part_of(whole, Mesh(part=part, parts=2)) for part in range(2)]
     steps = [trace(task, section, part, precision="fp32", on_gpu=False, parts=2) for part in parts]
     assert sum(step.flops for step in steps) == alone.flops
