@@ -108,20 +108,6 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
         net.wait_for_nodes(2)
 
 
-@pytest.mark.soak
-def test_a_node_whose_dist_lm_cannot_be_imported(net: Network, recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "other" / "dist_lm").mkdir(parents=True)
-    (tmp_path / "other" / "dist_lm" / "__init__.py").write_text("raise ImportError('half a copy')")
-    odd = net.hosts[2]
-    net.start_node(odd, env={"PYTHONPATH": str(tmp_path / "other")})
-    net.wait_for_nodes(3)
-    try:
-        assert_refused(net, train(net, recipe), f"node {odd.address}", "cannot run this project", "half a copy")
-    finally:
-        odd.kill()
-        net.wait_for_nodes(2)
-
-
 def test_a_run_folder_that_one_node_does_not_reach(net: Network, recipe: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
