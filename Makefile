@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What looks at the environment stands outside it, so that it does not change what it sees.
 TOOLS := .venv-tools
 
-.PHONY: setup demo test soak browser check errors bench audit sbom wheel reference docs clean
+.PHONY: setup demo test soak browser check errors bench audit sbom wheel reference docs pictures clean
 
 setup: $(VENV)/ready
 
@@ -50,6 +50,10 @@ reference: setup
 docs: setup
 	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
 	$(BIN)/mkdocs build --strict
+
+# docs/images/*.png, from the runs of `make demo` and one more on a terminal.
+pictures: setup
+	$(BIN)/python docs/make_pictures.py demo
 
 bench: setup
 	$(BIN)/python bench/step.py

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_lm.errors import ConfigError, EnvironmentFault
+from dist_lm.errors import EnvironmentFault
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 
-RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
+# By name: they are there after `pip install`, too.
+PRETRAIN, FINETUNE = "recipe:demo-pretrain", "recipe:demo-finetune"
 _POLL_S = 0.1
 _FILL_MASK = (
     "return the number of [MASK] in the list.",
@@ -54,9 +55,7 @@ class Demo:
 
 
 def run_demo(out: Path) -> None:
-    """Raises ConfigError where `out` belongs to something else, EnvironmentFault where a stage fails."""
-    if not RECIPES.is_dir():
-        raise ConfigError(f"{RECIPES} is missing", do="Run the demo from a clone of the repository.")
+    """Raises EnvironmentFault where a stage fails."""
     out.mkdir(parents=True, exist_ok=True)
     demo = Demo(out)
     _make_data(demo)
@@ -99,14 +98,7 @@ def _pretrain(demo: Demo) -> Path:
     run, model = demo.out / "runs" / "pretrain", demo.out / "pretrained"
     demo.stage("4. Pretrain a BERT (MLM and NSP) on two ranks; one of them will be killed")
     if not model.exists():
-        command: tuple[str | Path, ...] = (
-            "train",
-            "-c",
-            RECIPES / "demo-pretrain.yaml",
-            "--cpu",
-            "2",
-            *_paths(demo, "pairs", run),
-        )
+        command = ("train", "-c", PRETRAIN, "--cpu", "2", *_paths(demo, "pairs", run))
         process = demo.start(*command)
         killer = threading.Thread(target=_kill_after_checkpoint, args=(RunDir(run), process), daemon=True)
         killer.start()
@@ -142,14 +134,13 @@ def _kill_after_checkpoint(run_dir: RunDir, launcher: subprocess.Popen[bytes]) -
 def _finetune(demo: Demo, pretrained: Path) -> dict[str, float]:
     demo.stage("5. Fine-tune: which package does a docstring come from?  Pretrained, then from scratch")
     accuracies = {}
-    config = RECIPES / "demo-finetune.yaml"
     architecture = _architecture(pretrained)
     for name, start in (
         ("pretrained", [f"model.from={pretrained}"]),
         ("from scratch", ["model.from=null", "model.size=tiny", f"model.overrides={architecture}"]),
     ):
         run = demo.out / "runs" / f"finetune-{name.replace(' ', '-')}"
-        demo.run("train", "-c", config, "--cpu", "2", *_paths(demo, "packages", run), *start)
+        demo.run("train", "-c", FINETUNE, "--cpu", "2", *_paths(demo, "packages", run), *start)
         accuracies[name] = read_metrics(RunDir(run).metrics, "eval")[-1]["label_accuracy"]
     return accuracies
 
@@ -205,14 +196,12 @@ def _summary(demo: Demo, accuracies: dict[str, float]) -> None:
     for name, value in demo.figures.items():
         print(f"  {name:{width}}  {value}")
     run = demo.out / "runs" / "pretrain"
-    recipe = "launch/recipes/demo-pretrain.yaml"
     print(
         f"""
 Next:
-  dist-lm tb {run}                                       # curves in TensorBoard
-  dist-lm train -c {recipe} --cpu 2 run.steps=3000 run.allow_change=[run.steps]   # the same run goes on
-  deepspeed --num_gpus 8 launch/train.py -c {recipe}     # one node
-  ray job submit --working-dir . -- python launch/on_ray.py -c {recipe} run.dir=/shared/runs/x
+  dist-lm tb {run}   # curves in TensorBoard
+  dist-lm report {run}   # one HTML page of it
+  dist-lm recipes --copy mine   # recipes, DeepSpeed settings and cluster files, to change
 """,
         flush=True,
     )

@@ -32,6 +32,8 @@ from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 
 Sums = dict[str, Tensor]
 _DROPOUT = 201
+_OF_A_BUILD = ("building extension", "failed to build", "Ninja is required")
+"""What torch and DeepSpeed say where an op cannot be compiled."""
 _NORM_EPSILON = 1e-6
 """As in torch and DeepSpeed: a norm is never divided by zero."""
 
@@ -91,8 +93,8 @@ class Engine:
         if self._own_clip is not None:
             settings["gradient_clipping"] = 0.0
         accumulate_in = driven.hand_over_reduction(settings) if own_reduction else None
-        optimizer = driven.build_optimizer(optim, parameter_groups, offloaded=driven.offloads(settings))
         try:
+            optimizer = driven.build_optimizer(optim, parameter_groups, offloaded=driven.offloads(settings))
             self._engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,
@@ -100,12 +102,13 @@ class Engine:
                 dist_init_required=False,
             )
         except (RuntimeError, OSError) as error:
-            if "building extension" not in str(error) and "ninja" not in str(error):
+            if not any(words in str(error) for words in _OF_A_BUILD):
                 raise
             raise EnvironmentFault(
                 "a DeepSpeed op could not be built",
-                why=str(error).splitlines()[0],
-                do="Install a C++ compiler, then run `dist-lm ops build` to see its messages.",
+                # DeepSpeed's Adam puts its own words before those of the builder.
+                why="\n".join(str(told).splitlines()[0] for told in (error, error.__cause__) if told),
+                do="Install a C++ compiler, and for a GPU the CUDA toolkit of torch's version; `dist-lm doctor -c X`.",
             ) from error
         self.stage = int(self._engine.zero_optimization_stage())
         self._reduction: GradientReduction | None = None

@@ -121,11 +121,30 @@ def sites() -> list[Site]:
         for call in sorted(calls, key=lambda call: call.lineno):
             error = getattr(call.func, "id", "")
             if error in names and call.args:
-                do = next((_template(word.value) for word in call.keywords if word.arg == "do"), "")
+                do = next((_template(_meant(word.value, tree)) for word in call.keywords if word.arg == "do"), "")
                 name = str(module.relative_to(package.parent))
                 last_line = call.end_lineno or call.lineno
-                found.append(Site(name, call.lineno, last_line, error, _template(call.args[0]), do))
+                what = _template(_meant(call.args[0], tree))
+                found.append(Site(name, call.lineno, last_line, error, what, do))
     return found
+
+
+def _meant(node: ast.expr, tree: ast.Module) -> ast.expr:
+    """What a name stands for, where its function or its module gave it one value; else the node itself."""
+    if not isinstance(node, ast.Name):
+        return node
+    functions = [function for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)]
+    around = [one for one in functions if one.lineno <= node.lineno <= (one.end_lineno or 0)]
+    for scope in (*reversed(around), tree):
+        inside = ast.walk(scope) if isinstance(scope, ast.FunctionDef) else scope.body
+        given = [
+            one.value
+            for one in inside
+            if isinstance(one, ast.Assign) and any(isinstance(to, ast.Name) and to.id == node.id for to in one.targets)
+        ]
+        if given:
+            return given[0] if len(given) == 1 else node
+    return node
 
 
 def _template(node: ast.expr) -> str:

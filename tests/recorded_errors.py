@@ -32,8 +32,8 @@ class Recorder:
         self._passed: set[str] = set()
 
     def variables(self) -> dict[str, str]:
-        """Of a process that shall note what it makes."""
-        paths = [str(HERE / "recording"), os.environ.get("PYTHONPATH", "")]
+        """Of a process that shall note what it makes, with the dist_lm of this repository."""
+        paths = [str(HERE / "recording"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(path for path in paths if path)
         return {sitecustomize.FOLDER: str(self._folder), "PYTHONPATH": path}
 

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +42,14 @@ class Shown:
 
 
 def run_on_terminal(
-    words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, limit_s: float = 240
+    words: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    limit_s: float = 240,
+    draw: Callable[[pyte.Screen], str] | None = None,
 ) -> Shown:
-    """Run to the end; a hang is an error after `limit_s`."""
+    """Run to the end; a hang is an error after `limit_s`.  `draw`: what a frame holds; None: its lines."""
+    draw = draw or _lines
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
     process = subprocess.Popen(
@@ -64,7 +69,7 @@ def run_on_terminal(
         # What is drawn and taken away by one write was on the screen, too: each run's last view.
         for piece in _ERASURE.split(chunk):
             stream.feed(piece)
-            frames.append(_lines(screen))
+            frames.append(draw(screen))
     os.close(ours)
     if process.poll() is None and time.monotonic() >= deadline:
         process.terminate()

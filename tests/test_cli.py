@@ -29,7 +29,6 @@ def dist_lm(*arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "dist_lm", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,
@@ -99,7 +98,7 @@ def test_the_help_of_every_verb_shows_three_examples_that_the_parser_takes(
 
 
 def test_a_shell_completes_verbs() -> None:
-    script = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COMP_WORDS": "dist-lm che", "COMP_CWORD": "1"}
+    script = {**os.environ, "COMP_WORDS": "dist-lm che", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", "from dist_lm.cli import app; app(prog_name='dist-lm')"],
         env={**script, "_DIST_LM_COMPLETE": "complete_bash"},

@@ -70,7 +70,7 @@ def deepspeed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path_factory.mktemp("deepspeed"))],
         cwd=REPOSITORY,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
         check=False,

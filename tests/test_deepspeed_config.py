@@ -253,11 +253,12 @@ def test_offload_that_the_stage_cannot_do_is_refused(tmp_path: Path) -> None:
         ('{\n"aio": {},\n// no\n}', "this is not JSON"),
         ('{\n"aio": {},\n}', "this is not JSON"),
         ("[]", "is not a JSON object"),
+        ("\xff", "is not UTF-8 text"),
     ],
 )
 def test_a_file_that_is_no_plain_json_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "broken.json"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
         load_run(write_recipe(tmp_path), [f"deepspeed={path}"])
     assert words in str(caught.value)
@@ -269,6 +270,8 @@ def test_a_missing_file_names_the_line_that_wants_it(tmp_path: Path) -> None:
         load_run(write_recipe(tmp_path), ["deepspeed=nowhere.json"])
     assert "there is no file nowhere.json" in str(caught.value)
     assert "override `deepspeed=nowhere.json`" in str(caught.value)
+    with pytest.raises(ConfigError, match=f"cannot read {tmp_path}"):
+        load_run(write_recipe(tmp_path), [f"deepspeed={tmp_path}"])
 
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)

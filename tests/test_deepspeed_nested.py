@@ -87,7 +87,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(cases),
         cwd=folder,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
         check=False,

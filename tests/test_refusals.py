@@ -16,6 +16,7 @@ from dist_lm.config_files import load_config
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.mixture import Mixture, Stage
 from dist_lm.data.order import Order
+from dist_lm.demo import Demo
 from dist_lm.errors import ConfigError, DataError, DistLMError, EnvironmentFault
 from dist_lm.export import export
 from dist_lm.local_training import start
@@ -119,6 +120,12 @@ def test_without_a_gpu_the_number_of_cpu_ranks_has_to_be_said(tmp_path: Path, mo
     recipe = write_recipe(tmp_path)
     with pytest.raises(ConfigError, match="no GPU is visible"):
         start(load_config(recipe), recipe, [], cpu=0, max_restarts=0)
+
+
+def test_a_stage_of_the_demo_that_fails_ends_it_with_its_command(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="a stage of the demo ended with code 3") as caught:
+        Demo(tmp_path).run("data", "verify", tmp_path / "nowhere")
+    assert caught.value.where == f"dist-lm data verify {tmp_path}/nowhere"
 
 
 def test_a_probe_needs_steps_behind_its_warm_up(tmp_path: Path) -> None:

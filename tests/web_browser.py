@@ -1,6 +1,6 @@
 """A headless Chromium, driven by the W3C WebDriver protocol that its chromedriver speaks.
 
-Enters: files.  Leaves: what scripts in them answer, and what the browser's console says.
+Enters: URLs.  Leaves: what scripts in their pages answer, and what the browser's console says.
 Promises: its processes end with the `with` block.
 """
 
@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -27,13 +26,13 @@ class Browser:
     def __init__(self, session: str) -> None:
         self._session = session
 
-    def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Show a file in a window of this many CSS pixels, to a person who prefers light or dark."""
+    def open(self, page: str, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Show a URL in a window of this many CSS pixels, to a person who prefers light or dark."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._devtools("Emulation.setDeviceMetricsOverride", size)
         preference = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._devtools("Emulation.setEmulatedMedia", {"features": [preference]})
-        _post(f"{self._session}/url", {"url": page.resolve().as_uri()})
+        _post(f"{self._session}/url", {"url": page})
 
     def run(self, script: str) -> Any:
         """What the body of a function returns inside the page."""

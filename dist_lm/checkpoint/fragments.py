@@ -123,10 +123,7 @@ def restore(engine: Engine, source: Source, scalars: dict[str, float]) -> None:
         layout.publish()
     engine.check_groups()
     if optimizer_scalars(engine) != scalars:
-        raise DataError(
-            f"the optimizer stands at {optimizer_scalars(engine)} after loading {scalars}",
-            do="This is a defect of dist_lm with this optimizer; please report it.",
-        )
+        raise AssertionError(f"the optimizer stands at {optimizer_scalars(engine)} after loading {scalars}")
 
 
 def _trainable(engine: Engine) -> Iterator[tuple[str, Any]]:

@@ -79,7 +79,7 @@ class Spares:
 
     def before_group(self) -> None:
         """A group is about to be started."""
-        self._attempt_before = lease.read(self._run_dir.leases).get("attempt", 0)
+        self._attempt_before = self._lease().get("attempt", 0)
         self._due = False
 
     def after_group(self, node_ids: Iterable[str], serialized_runtime_env: str) -> None:
@@ -104,8 +104,16 @@ class Spares:
 
     def _trains(self) -> bool:
         """Until then the group itself needs the cores."""
-        attempt = lease.read(self._run_dir.leases).get("attempt", 0)
-        return attempt > self._attempt_before and "resumed_at" in self._run_dir.attempt_facts(attempt)
+        held = self._lease()
+        return held.get("attempt", 0) > self._attempt_before and held.get("useful_s", 0) > 0
+
+    def _lease(self) -> dict[str, Any]:
+        try:
+            return lease.read(self._run_dir.leases)
+        except OSError as error:
+            # Training, which needs the storage, tells it; the controller only looks.
+            log.warning("the run's lease cannot be read now: %s", error)
+            return {}
 
     def _start(self, node: dict[str, Any], number: int) -> bool:
         request = PrestartWorkersRequest(

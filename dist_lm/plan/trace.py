@@ -11,7 +11,9 @@ and their attention on numbers when they meet a model: they meet one of a single
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_lm.config import ModelSection
 from dist_lm.mesh import Mesh
+from dist_lm.model_sizes import SIZES
 from dist_lm.run_model import config_folder
 from dist_lm.sequence_parallel import alone, share_rows
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
@@ -95,13 +98,29 @@ def trace(
     if section.weights is not None:
         fields = {"weights": None, "config": config_folder(Path(section.weights)) / "config.json", "freeze": ()}
         section = section.model_copy(update={**fields, "freeze_layers": 0})
-    task.build_model(section.model_copy(update={"overrides": {**section.overrides, "num_hidden_layers": 1}}))
-    # It knows the architecture by now, and a fake model has no logits to compare.
+    with _unprepared(task), FakeTensorMode():
+        family = task.build_model(section).config.model_type
+    task.build_model(section.model_copy(update={"overrides": {**section.overrides, **_small(family)}}))
+    # It knows the architecture by now.
+    with _unprepared(task):
+        return _trace(task, section, micro_batch, precision, on_gpu, parts)
+
+
+@contextlib.contextmanager
+def _unprepared(task: Task) -> Iterator[None]:
+    """A task that tries nothing on its models: a fake one has no logits to compare."""
     vars(task)["prepare_for"] = lambda _: None
     try:
-        return _trace(task, section, micro_batch, precision, on_gpu, parts)
+        yield
     finally:
         del vars(task)["prepare_for"]
+
+
+def _small(family: str) -> dict[str, int]:
+    """Overrides that make a model small: one layer, and narrow where we know how the family says that."""
+    known = SIZES[family]["tiny"] if family in SIZES else {}
+    narrow = {name: value for name, value in known.items() if type(value) is int and "layers" not in name}
+    return {**narrow, "num_hidden_layers": 1}
 
 
 def _trace(

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from torch import distributed
+from torch._C._distributed_c10d import HashStore
 
 from dist_lm.checkpoint import commit
 from dist_lm.checkpoint.commit import Retention
@@ -20,7 +22,7 @@ from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint, sealed
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import Draft, LocalStore, Store, open_store, step_name
 from dist_lm.errors import ConfigError, DataError
-from tests.checkpoint.fragments_by_hand import RUN_ID, SHAPES, fragments, progress, save, values, writer
+from tests.checkpoint.fragments_by_hand import RUN_ID, SHAPES, fragments, progress, ranks, save, values, writer
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,12 @@ def test_every_range_of_every_parameter_comes_back_whoever_wrote_it(store: Store
     assert checkpoint.progress == progress(4)
     reader = Reader(checkpoint)
     reader.expect(SHAPES)
+    # Each read of a bucket is some requests.
+    stride = 1 if isinstance(store, LocalStore) else 5
     for name in SHAPES:
         for key in (WEIGHT, "exp_avg"):
             whole = values(name, key, 4)
-            for start in range(len(whole)):
+            for start in range(0, len(whole), stride):
                 for size in (1, len(whole) - start):
                     assert torch.equal(reader.read(name, key, start, size), whole[start : start + size])
 
@@ -95,6 +99,33 @@ def test_a_draft_is_no_checkpoint_and_is_swept(store: Store) -> None:
     store.sweep()
     assert store.read_draft(Draft(step_name(2), "0001-0001"), "rank-00000.safetensors") is None
     assert store.names() == [step_name(1)]
+
+
+def test_a_checkpoint_of_another_model_or_without_a_piece_is_not_read(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    save(store, 1)
+    checkpoint = Checkpoint.read(store, step_name(1))
+    with pytest.raises(DataError, match="the checkpoint is of another model: 2 parameters differ") as caught:
+        Reader(checkpoint).expect({**SHAPES, "a.weight": (6, 4), "c": (1,)})
+    assert caught.value.why == "a.weight: saved (6, 5), wanted (6, 4)"
+    checkpoint.parameters["b.bias"]["pieces"].pop()
+    with pytest.raises(DataError, match=r"b\.bias\|weight: 3 of 7 elements are in the checkpoint"):
+        Reader(checkpoint).weight("b.bias")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(store: Store) -> None:
+    for step in (1, 2):
+        save(store, step, world_size=1)
+        (file,) = Checkpoint.read(store, step_name(step)).files
+        corrupt(store, step_name(step), file, b"short")
+    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(DataError, match="none of the 2 checkpoints of this run can be trusted") as caught:
+            commit.newest_verified(store, ranks(), RUN_ID)
+    finally:
+        distributed.destroy_process_group()
+    assert caught.value.where == store.location
+    assert store.names() == []
 
 
 @pytest.mark.parametrize("offset", [0, 3, 40, -1, -20])

@@ -16,6 +16,7 @@ from dist_lm.checkpoint.policy import SavePolicy
 from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.snapshot import Snapshot
 from dist_lm.checkpoint.store import Draft, LocalStore, step_name
+from dist_lm.errors import EnvironmentFault
 from dist_lm.lease import Fenced
 from tests.checkpoint.fragments_by_hand import SHAPES, fragments, progress, ranks, values, writer
 
@@ -93,6 +94,21 @@ def test_a_disk_that_stays_full_is_an_error_and_never_a_checkpoint(tmp_path: Pat
     assert "No space left" in saving.error.why
     assert store.names() == []
     assert saving.take_published() == []
+
+
+def test_what_nobody_foresaw_is_an_error_that_names_the_checkpoint(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    saving = writer(store, fence=_broken)
+    saving.start(progress(1), fragments(0, 1, 1))
+    saving._join()
+    assert isinstance(saving.error, EnvironmentFault)
+    assert saving.error.what == f"checkpoint {step_name(1)} could not be written"
+    assert saving.error.why == "ValueError('no lease is there')"
+    assert store.names() == []
+
+
+def _broken() -> None:
+    raise ValueError("no lease is there")
 
 
 def test_a_second_save_waits_for_the_first_so_that_memory_does_not_grow(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from dist_lm.cli import app
 from dist_lm.cluster.job_package import EXCLUDES, LIMIT_BYTES, check_package, entry_sizes
-from dist_lm.cluster.jobs import Job, entrypoint
+from dist_lm.cluster.jobs import Job, Jobs, entrypoint, require_shared_run_dir
 from dist_lm.cluster.local import free_port
+from dist_lm.config_files import load_config
 from dist_lm.errors import ConfigError, EnvironmentFault
 from tests.recipe_text import RECIPE
 
@@ -117,3 +118,13 @@ def test_the_verbs_explain_themselves() -> None:
     )
     for verb in ("status", "logs", "stop", "resume"):
         assert verb in done.stdout
+
+
+def test_a_run_folder_that_goes_with_the_job_and_what_is_no_address_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(RECIPE)
+    loaded = load_config(path, ["run.dir=runs/x"])
+    with pytest.raises(ConfigError, match=r"run\.dir `runs/x` is relative"):
+        require_shared_run_dir(loaded, path)
+    with pytest.raises(ConfigError, match="`head:8265` is not the address of a dashboard"):
+        Jobs("head:8265")

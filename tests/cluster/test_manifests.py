@@ -167,11 +167,17 @@ def test_the_command_tells_file_and_line_and_ends_with_two(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("", "is empty"), ("a: [", "this is not YAML"), ("a: 1", "is no cluster file"), ("- 1", "is no cluster file")],
+    [
+        ("", "is empty"),
+        ("a: [", "this is not YAML"),
+        ("a: 1", "is no cluster file"),
+        ("- 1", "is no cluster file"),
+        ("\xff", "is not UTF-8 text"),
+    ],
 )
 def test_what_is_no_cluster_file_is_refused(text: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=told):
         check_file(file)
     with pytest.raises(ConfigError, match="cannot read"):

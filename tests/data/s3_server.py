@@ -92,7 +92,7 @@ def s3_serving() -> Iterator[S3Server]:
         "AWS_DEFAULT_REGION": "us-east-1",
         # Our own retries are to be seen, not those of botocore.
         "AWS_MAX_ATTEMPTS": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], *filter(None, sys.path)]),
     }
     with mock.patch.dict(os.environ, environment):
         try:

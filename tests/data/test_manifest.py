@@ -12,7 +12,7 @@ import pytest
 from text_datasets import TextDataset, write_pairs
 
 from dist_lm.data.manifest import MANIFEST_NAME, Manifest
-from dist_lm.errors import DataError
+from dist_lm.errors import DataError, EnvironmentFault
 
 pytestmark = pytest.mark.fast
 
@@ -122,6 +122,13 @@ def test_a_folder_whose_preparation_was_cut_off_is_no_data_set(dataset: TextData
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)nowhere.*does not exist"):
         Manifest.load(tmp_path / "nowhere")
+
+
+def test_a_manifest_that_the_machine_cannot_read_is_not_blamed_on_the_data(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).symlink_to(MANIFEST_NAME)
+    with pytest.raises(EnvironmentFault, match="cannot read a manifest") as caught:
+        Manifest.load(tmp_path)
+    assert "symbolic links" in caught.value.why
 
 
 def test_the_fingerprint_covers_what_decides_the_rows_and_nothing_else(dataset: TextDataset) -> None:

@@ -144,6 +144,12 @@ def test_arrays_that_do_not_fit_the_columns_are_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_number_that_its_name_has_no_room_for_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="shard 1000000 with 3 blocks cannot be numbered with six digits"):
+        write_shard(tmp_path, 10**6, pair_rows(20, 35), spec=pair_columns(35), block_rows=8)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_writer_that_fails_leaves_the_shard_that_was_there(dataset: TextDataset, tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk."""
     before = dataset.tar(0).read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,6 +221,13 @@ def test_a_web_server_is_neither_written_nor_listed(server: FaultyServer) -> Non
     with pytest.raises(ConfigError, match="lists no files"):
         list_files(f"{server.url}/*.tar")
     assert not server.requests
+
+
+def test_a_library_that_a_scheme_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(EnvironmentFault, match="the library for gs:// is not installed") as caught:
+        read_bytes("gs://bucket/x")
+    assert caught.value.do == "pip install 'dist-lm[gcs]'"
 
 
 def test_a_scheme_that_fsspec_does_not_know_is_refused() -> None:

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, T5Tokenizer
 
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from dist_lm.errors import ConfigError, DataError
+from dist_lm.errors import ConfigError, DataError, EnvironmentFault
 
 pytestmark = pytest.mark.fast
 TEXTS = [topics[name] for name in sorted(topics)][:40]
@@ -139,3 +139,39 @@ def test_wrong_options_are_refused(options: dict[str, object], words: str, tmp_p
 def test_no_text_is_named(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no text"):
         train_tokenizer([" \n"], vocab_size=700, kind=kind, out=tmp_path)
+
+
+def test_a_tokenizer_is_never_trained_over(trained: dict[str, Tokenizer]) -> None:
+    before = (trained["bpe"].path / "tokenizer.json").read_bytes()
+    with pytest.raises(ConfigError, match="there is a tokenizer already"):
+        train_tokenizer(TEXTS, vocab_size=600, kind="bpe", out=trained["bpe"].path)
+    assert (trained["bpe"].path / "tokenizer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "what"),
+    [
+        ("tokenizer.json", b'{"model": {"type": "Magic"}}', "a tokenizer cannot be read"),
+        ("tokenizer.json", b"\xff\xfe", "a tokenizer is not UTF-8 text"),
+        ("tokenizer_config.json", b"{", "a tokenizer's configuration is not JSON"),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_named(
+    trained: dict[str, Tokenizer], file: str, content: bytes, what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((trained["bpe"].path / "tokenizer.json").read_bytes())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.what == what
+    assert caught.value.where == str(tmp_path / file)
+
+
+def test_a_full_disk_leaves_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "tokenizer.json").symlink_to("/dev/full")
+    (tmp_path / ".tokenizer.tmp").symlink_to(tmp_path / "full")
+    with pytest.raises(EnvironmentFault, match="cannot write a tokenizer") as caught:
+        train_tokenizer(TEXTS, vocab_size=600, kind="bpe", out=tmp_path)
+    assert "No space left" in caught.value.why
+    assert not (tmp_path / "tokenizer.json").exists()

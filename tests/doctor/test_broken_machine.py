@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import stat
 import subprocess
@@ -17,8 +16,6 @@ from dist_lm.doctor.collectives import check_collectives
 from dist_lm.doctor.doctor import mend
 from dist_lm.doctor.finding import Finding
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 def worst(findings: object) -> list[Finding]:
     return [finding for finding in findings if finding.level != "ok"]  # type: ignore[attr-defined]
@@ -29,7 +26,6 @@ def findings_after(shell: str, check: str) -> str:
     imports = "from pathlib import Path\nfrom dist_lm.doctor import machine, storage\n"
     done = subprocess.run(
         ["sh", "-c", f'{shell} "$0" -c "$1"', sys.executable, f"{imports}for f in {check}: print(f.line())"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,

@@ -85,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
     folder = tmp_path_factory.mktemp("trained")
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    paths = os.pathsep.join([str(REPOSITORY), str(EXAMPLES)])
+    paths = os.pathsep.join([os.environ["PYTHONPATH"], str(EXAMPLES)])
     done = subprocess.run(
         [sys.executable, program, folder / "work"],
         env=environment({"PYTHONPATH": paths, "DIST_LM_FAULT": "kill@rank0:step6:after_step"}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -19,11 +18,11 @@ from dist_lm.checkpoint import commit
 from dist_lm.metrics import read_metrics
 from dist_lm.report.run_facts import read_run
 from dist_lm.run_dir import RunDir
+from tests.gloo_ranks import environment
 from tests.rank_scenarios import attempt_scenarios, losses, scenario, train_scenarios
 
 DROPOUT = {"model__overrides__hidden_dropout_prob": 0.1, "model__overrides__attention_probs_dropout_prob": 0.1}
 COMMON = {"zero": 2, "batch__micro": 8, **DROPOUT}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 DEADLINE_S = 300
 
 
@@ -36,9 +35,9 @@ def command(config: dict[str, Any], folder: Path, *, max_restarts: int = 1) -> l
     ]
 
 
-def run(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def run(words: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        words, env=environment(variables), capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
 
 
@@ -81,7 +80,7 @@ def test_a_stop_request_saves_and_exits_with_75_and_the_same_command_goes_on(
     # Enough steps that the request comes in the middle; the schedule is that of the long run.
     config["run"] |= {"steps": 20_000, "save_every": 20_000}
     process = subprocess.Popen(
-        command(config, tmp_path), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(config, tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + DEADLINE_S
     while len(read_metrics(run_dir / "metrics.jsonl", "train")) < steps and time.monotonic() < deadline:

@@ -22,12 +22,10 @@ optim: {{lr: 1e-3}}
 run: {{dir: {run}, steps: 1000}}
 """
 # 1.5 B parameters: 30 GB of states on one device.
-LARGE = [
-    "model.overrides={num_hidden_layers: 12, hidden_size: 3200, num_attention_heads: 25, intermediate_size: 12800}"
-]
+LARGE = ["model.overrides={num_hidden_layers: 3, hidden_size: 6400, num_attention_heads: 50, intermediate_size: 25600}"]
 
 # 9 B parameters: 19 GB of weights.
-HUGE = "model.overrides={num_hidden_layers: 30, hidden_size: 5120, num_attention_heads: 40, intermediate_size: 20480}"
+HUGE = "model.overrides={num_hidden_layers: 5, hidden_size: 12800, num_attention_heads: 100, intermediate_size: 51200}"
 
 
 @pytest.fixture

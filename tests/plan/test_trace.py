@@ -88,7 +88,7 @@ def test_half_the_width_halves_the_weights_and_less_than_all_of_the_rest(topics_
 
 def test_a_model_too_large_for_this_machine_is_traced(topics_data: Path) -> None:
     task, micro_batch = micro_batch_of(topics_data, MlmTask(name="mlm"))
-    shape = {"num_hidden_layers": 200, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    shape = {"num_hidden_layers": 4, "hidden_size": 8192, "intermediate_size": 32768, "num_attention_heads": 64}
     assert step_of(task, ModelSection(size="tiny", overrides=shape), micro_batch).parameters > 2.5e9
 
 

@@ -73,6 +73,11 @@ def test_what_cannot_be_judged_is_named_with_its_record(
         judged(models(class_name), [record], tmp_path)
 
 
+def test_records_that_are_all_allowed_to_be_bad_give_no_figures(models: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no record could be used"):
+        judged(models("BertForSequenceClassification"), [{"text": "x"}], tmp_path, max_bad=1)
+
+
 def test_perplexity_is_that_of_the_models_own_loss(models: Any, tmp_path: Path) -> None:
     folder = models("GPT2LMHeadModel")
     report = judged(folder, [{"text": text} for text in TEXTS[:2]], tmp_path)

@@ -160,7 +160,6 @@ class Network:
             "RAY_memory_monitor_refresh_ms": "0",
             "GLOO_SOCKET_IFNAME": "eth0",
             "RAY_ADDRESS": f"{self.subnet}.1:{GCS_PORT}",
-            "PYTHONPATH": str(REPOSITORY),
             **variables,
         }
 

@@ -79,7 +79,7 @@ def attributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_complaint_of_the_browser_is_seen(browser: Browser, tmp_path: Path) -> None:
     broken = tmp_path / "broken.html"
     broken.write_text("<!doctype html><script>nothing.here()</script>")
-    browser.open(broken)
+    browser.open(broken.as_uri())
     assert "nothing is not defined" in "\n".join(browser.complaints())
 
 
@@ -88,14 +88,14 @@ def test_a_complaint_of_the_browser_is_seen(browser: Browser, tmp_path: Path) ->
 def test_a_page_has_no_error_and_fits_the_window(
     browser: Browser, request: pytest.FixtureRequest, name: str, width: int
 ) -> None:
-    browser.open(request.getfixturevalue(name), width=width)
+    browser.open(request.getfixturevalue(name).as_uri(), width=width)
     assert browser.run("document.querySelectorAll('th button').forEach(b => b.click()); return innerWidth") == width
     assert browser.complaints() == []
     assert browser.run("return document.documentElement.scrollWidth") <= width
 
 
 def test_every_curve_is_drawn_inside_its_plot(browser: Browser, report: Path) -> None:
-    browser.open(report)
+    browser.open(report.as_uri())
     plots = browser.run("""
         return [...document.querySelectorAll("figure svg")].map(svg => ({
           frame: svg.getBoundingClientRect().toJSON(),
@@ -118,7 +118,7 @@ def test_every_curve_is_drawn_inside_its_plot(browser: Browser, report: Path) ->
 def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row_and_legible(
     browser: Browser, report: Path, dark: bool
 ) -> None:
-    browser.open(report, dark=dark)
+    browser.open(report.as_uri(), dark=dark)
     cells = browser.run("""
         const cells = [...document.querySelector(".confusion").tBodies[0].querySelectorAll("td")];
         const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -152,7 +152,7 @@ def contrast(one: list[int], other: list[int]) -> float:
 
 
 def test_the_shares_of_the_time_fill_their_bar(browser: Browser, report: Path) -> None:
-    browser.open(report)
+    browser.open(report.as_uri())
     widths = browser.run("""
         return [...document.querySelectorAll(".bar")].map(bar => [bar.clientWidth,
           [...bar.children].reduce((sum, part) => sum + part.getBoundingClientRect().width, 0)])
@@ -163,7 +163,7 @@ def test_the_shares_of_the_time_fill_their_bar(browser: Browser, report: Path) -
 
 
 def test_a_click_sorts_numbers_as_numbers_and_another_turns_them(browser: Browser, report: Path) -> None:
-    browser.open(report)
+    browser.open(report.as_uri())
     click = """
         const table = document.querySelector("table");
         const head = [...table.tHead.rows[0].cells].find(cell => cell.textContent === "step");
@@ -183,7 +183,7 @@ def test_a_click_sorts_numbers_as_numbers_and_another_turns_them(browser: Browse
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_colour_stands_out_in_light_and_dark(browser: Browser, report: Path, dark: bool) -> None:
-    browser.open(report, dark=dark)
+    browser.open(report.as_uri(), dark=dark)
     canvas, text, curves = browser.run(
         CONTRAST
         + """
@@ -200,7 +200,7 @@ def test_every_colour_stands_out_in_light_and_dark(browser: Browser, report: Pat
 
 
 def test_a_phone_shows_whole_words_and_legible_axes(browser: Browser, report: Path) -> None:
-    browser.open(report, width=PHONE)
+    browser.open(report.as_uri(), width=PHONE)
     broken = browser.run("""
         return [...document.querySelectorAll("th button")].filter(button => {
           const range = document.createRange();
@@ -216,7 +216,7 @@ def test_a_phone_shows_whole_words_and_legible_axes(browser: Browser, report: Pa
 
 
 def test_attributions_are_coloured_by_their_strength(browser: Browser, attributions: Path) -> None:
-    browser.open(attributions)
+    browser.open(attributions.as_uri())
     colours = browser.run("""
         return [...document.querySelectorAll("section mark")].map(mark => getComputedStyle(mark).backgroundColor)
     """)

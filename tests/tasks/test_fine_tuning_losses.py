@@ -162,6 +162,13 @@ def test_tagging_has_the_loss_of_transformers(tokenizer: Tokenizer, label_tokens
     assert state.compute([state.counts()])["entity_f1"] == 1.0
 
 
+def test_a_tagger_of_one_tag_is_refused(tokenizer: Tokenizer) -> None:
+    records = [{"tokens": words, "tags": ["O"] * len(words)} for words in WORDS]
+    view, _ = view_and_rows("token_classification", records, tokenizer, seq_len=64)
+    with pytest.raises(DataError, match="a tagger needs at least two tags, the data set has 1"):
+        TokenClassification(TokenClassificationTask(name="token_classification"), tokenizer, view, seed=3)
+
+
 def test_question_answering_has_the_loss_of_transformers(tokenizer: Tokenizer) -> None:
     context = " ".join(TEXTS)
     records = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from dist_lm.data.kinds.base import Unusable
+from dist_lm.data.kinds.chat import load_template
 from dist_lm.data.kinds.instruction import best_fit
 from dist_lm.data.kinds.question_answering import context_windows
 from dist_lm.data.kinds.registry import kind_named
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
-from dist_lm.errors import ConfigError
+from dist_lm.errors import ConfigError, DataError
 from tests.tasks.prepared_rows import packed, rules_of
 
 pytestmark = pytest.mark.fast
@@ -275,3 +278,20 @@ def test_the_text_of_a_dialogue_is_that_of_apply_chat_template(tokenizer: Tokeni
 def test_dialogues_that_cannot_be_used_say_why(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
         kind_named("instruction").clean(record, rules_of(16))
+
+
+def test_a_chat_template_that_parts_no_messages_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shutil.copytree(tokenizer.path, tmp_path / "tokenizer")
+    # What it writes of the first message changes with the second.
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text("{{ messages | length }}{{ messages[0].content }}")
+    other = load_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(DataError, match="the chat template of the tokenizer does not fit the dialogues") as caught:
+        packed("instruction", [{"prompt": "What is pass?", "response": "Nothing"}], other, rules_of(16))
+    assert "begins with `What is pass?`" in caught.value.why
+
+
+def test_a_tokenizer_of_several_chat_templates_is_refused(tmp_path: Path) -> None:
+    templates = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    with pytest.raises(DataError, match="the tokenizer has several chat templates"):
+        load_template(tmp_path)

@@ -18,11 +18,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_lm.data.sources.files import SourceFile
+from dist_lm.data.sources.files import SourceFile, reading
 from dist_lm.data.sources.format import ReadSettings
 from dist_lm.data.sources.inputs import format_of, list_inputs, read_records, read_split, read_texts
 from dist_lm.data.sources.record import BadRecords, Record, TooManyBad
-from dist_lm.errors import ConfigError, DataError
+from dist_lm.errors import ConfigError, DataError, EnvironmentFault
 
 pytestmark = pytest.mark.fast
 TEXTS = ["one line", "caf\u00e9 \u4f60\u597d", "two\nlines", 'quotes " and, commas', "tab\tinside"]
@@ -212,6 +212,17 @@ def test_a_folder_of_several_hugging_face_data_sets_wants_a_choice(tmp_path: Pat
     assert texts(tmp_path / "hf" / "train") == ["x"]
 
 
+@pytest.mark.parametrize("damage", ["no JSON", "another JSON", "a file is missing"])
+def test_a_hugging_face_data_set_that_is_not_whole_is_named(tmp_path: Path, damage: str) -> None:
+    datasets.Dataset.from_dict({"text": ["x", "y"]}).save_to_disk(tmp_path, num_shards=2)
+    if damage == "a file is missing":
+        (tmp_path / "data-00001-of-00002.arrow").unlink()
+    else:
+        (tmp_path / "state.json").write_text("{" if damage == "no JSON" else "[]")
+    with pytest.raises(DataError, match="a Hugging Face data set cannot be read"):
+        texts(tmp_path)
+
+
 def test_the_members_of_a_webdataset_sample_are_one_record(tmp_path: Path) -> None:
     members = {"1.json": b'{"label": 3}', "1.txt": b"first", "1.jpg": b"\xff", "2.json": b'{"text": "second"}'}
     found = read(write(tmp_path / "a.tar", tar_of(members)))
@@ -335,6 +346,14 @@ def test_inputs_that_are_not_there_or_not_known_are_refused(tmp_path: Path) -> N
         list_inputs([str(tmp_path / "notes.md")], ReadSettings(format="word"))
     with pytest.raises(DataError, match="no input"):
         list_inputs([], ReadSettings())
+
+
+def test_an_input_that_the_machine_cannot_read_is_not_blamed_on_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.symlink_to(path)
+    with pytest.raises(EnvironmentFault, match="cannot read an input") as caught, reading(str(path)):
+        pass
+    assert "symbolic links" in caught.value.why
 
 
 @pytest.mark.parametrize(
