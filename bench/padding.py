@@ -1,9 +1,9 @@
-"""Share of padding with and without sorting a global batch by length before it is divided.
+"""Share of padding of a global batch: as its rows come, sorted by length before it is divided, and packed.
 
     python bench/padding.py DATA --tokenizer FOLDER [--task classification] [--global 64] [--micro 8] [--batches 50]
 
 Enters: a prepared data set.  Leaves: one line of JSON.  Rows come in training order, on one rank; the
-same rows are divided both ways.
+same rows are divided each way.  Packed: task mlm on pairs, where samples can share rows, with a small BERT.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,25 +32,46 @@ def main() -> None:
     prepare_environment()
     from pydantic import TypeAdapter
 
-    from dist_lm.batches import divide
+    from dist_lm.config import ModelSection
     from dist_lm.config import Task as TaskSettings
     from dist_lm.data.heldout import HeldoutRows
     from dist_lm.data.manifest import Manifest
+    from dist_lm.data.rows import Rows
     from dist_lm.data.tokenizer import load_tokenizer
     from dist_lm.data.views import view_of
     from dist_lm.schedule import BatchPlan
+    from dist_lm.tasks.base import Task, in_order
     from dist_lm.tasks.registry import build_task
 
-    batches = HeldoutRows(arguments.data, rank=0, world_size=1, micro_rows=arguments.global_rows)
-    settings = TypeAdapter(TaskSettings).validate_python({"name": arguments.task})
-    task = build_task(settings, load_tokenizer(arguments.tokenizer), view_of(Manifest.load(arguments.data), None), 0)
+    view, tokenizer = view_of(Manifest.load(arguments.data), None), load_tokenizer(arguments.tokenizer)
+
+    def task_of(**options: Any) -> Task:
+        settings = TypeAdapter(TaskSettings).validate_python({"name": arguments.task, **options})
+        return build_task(settings, tokenizer, view, 0)
+
+    task = task_of()
     plan = BatchPlan.divide(arguments.global_rows, arguments.micro, 1)
+    ways: dict[str, tuple[Task, Callable[[Rows], list[Rows]]]] = {
+        "as_they_come": (task, lambda rows: in_order(rows, plan)),
+        "by_length": (task, lambda rows: task.divide(rows, plan)),
+    }
+    if arguments.task == "mlm":
+        packing = task_of(packing=True)
+        packing.build_model(ModelSection(size="tiny"))
+        ways["packed"] = packing, lambda rows: packing.divide(rows, plan)
+    batches = HeldoutRows(
+        arguments.data,
+        rank=0,
+        world_size=1,
+        micro_rows=arguments.global_rows,
+        partner_columns=task.partner_columns,
+    )
     shares = {}
-    for name, order in (("as_they_come", lambda rows: rows), ("by_length", task.by_length)):
+    for name, (own, divide) in ways.items():
         tokens = slots = 0
         for _, rows in zip(range(arguments.batches), batches, strict=False):
-            for part in divide(order(rows), plan):
-                micro_batch = task.collate(part)
+            for part in divide(rows):
+                micro_batch = own.collate(part)
                 tokens += micro_batch.tokens
                 slots += micro_batch.slots
         shares[name] = round(1 - tokens / slots, 4)

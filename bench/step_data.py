@@ -84,11 +84,11 @@ def prepare_text(folder: Path, seq_len: int) -> None:
             prepare(options)
 
 
-def open_task(folder: Path, model: str, seq_len: int) -> tuple[Any, Any]:
-    """The task of a model, and its training set."""
+def open_task(folder: Path, model: str, seq_len: int, *, packing: bool) -> tuple[Any, Any]:
+    """The task of a model, and its training set; `packing`: samples share rows, where rows are not full anyway."""
     from pydantic import TypeAdapter
 
-    from dist_lm.config import SourceSpec
+    from dist_lm.config import ModelSection, SourceSpec
     from dist_lm.config import Task as TaskSettings
     from dist_lm.data.tokenizer import load_tokenizer
     from dist_lm.data.training_set import TrainingSet
@@ -98,13 +98,16 @@ def open_task(folder: Path, model: str, seq_len: int) -> tuple[Any, Any]:
     source = SourceSpec(path=str(folder / f"{model}-{seq_len}" / "train"))
     length = seq_len if recipe.kind == "tokens" else None
     data = TrainingSet([source], seed=SEED, lanes=4, era=256, seq_len=length)
-    settings = TypeAdapter(TaskSettings).validate_python(recipe.task)
-    return build_task(settings, load_tokenizer(folder / f"{model}-tokenizer"), data.view, SEED), data
+    own = {"packing": packing} if recipe.kind == "pairs" else {}
+    settings = TypeAdapter(TaskSettings).validate_python({**recipe.task, **own})
+    task = build_task(settings, load_tokenizer(folder / f"{model}-tokenizer"), data.view, SEED)
+    # It learns from the model whether samples can share rows.
+    task.build_model(ModelSection(**recipe.model))
+    return task, data
 
 
 def load_steps(task: Any, data: Any, ranks: Any, *, rows: int, accumulation: int, count: int) -> list[Step]:
     """`count` steps of `accumulation` micro-batches of `rows` rows on this rank."""
-    from dist_lm.batches import divide
     from dist_lm.data.stream import Stream
     from dist_lm.schedule import BatchPlan
 
@@ -119,7 +122,7 @@ def load_steps(task: Any, data: Any, ranks: Any, *, rows: int, accumulation: int
         partner_columns=task.partner_columns,
     ) as stream:
         for _ in range(count):
-            parts = [task.collate(part) for part in divide(task.by_length(next(stream).rows), plan)]
+            parts = [task.collate(part) for part in task.divide(next(stream).rows, plan)]
             counts = [sum(part.targets[name] for part in parts) for name in task.objectives]
             local = [*counts, sum(part.tokens for part in parts), sum(part.slots for part in parts)]
             *counts, tokens, slots = ranks.sum([float(value) for value in local])

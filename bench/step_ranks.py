@@ -25,14 +25,17 @@ WARM_UP = 2
 BATCHES = 8
 
 
-def measure(scene: Any, plan: dict[str, Any], folder: Path) -> dict[str, list[tuple[float, float]]]:
+def measure(scene: Any, packed: Any, plan: dict[str, Any], folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """`packed`: the scene of the variants whose samples share rows; the samples are those of `scene`."""
     import step_hf
     import step_variants
     import torch
 
     ranks, names = scene.ranks, plan["variants"]
     linear = torch.nn.functional.linear
-    variants: dict[str, Callable[[int], None]] = {name: step_variants.build(scene, name) for name in names}
+    variants: dict[str, Callable[[int], None]] = {
+        name: step_variants.build(packed if step_variants.packs(name) else scene, name) for name in names
+    }
     # Stage 3 may put a slower one of its own there, for all variants of this process.
     assert torch.nn.functional.linear is linear
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in (*names, *filter(None, [plan["leader"]]))}
@@ -79,11 +82,14 @@ def main() -> None:
 
     ranks = Ranks.connect()
     folder = Path(plan["folder"])
-    task, data = step_data.open_task(folder, plan["model"], plan["seq_len"])
-    steps = step_data.load_steps(task, data, ranks, rows=plan["rows"], accumulation=plan["accumulation"], count=BATCHES)
-    scene = Scene(task, step_data.RECIPES[plan["model"]].model, steps, ranks)
-    taken = measure(scene, plan, folder)
-    padding = 1 - sum(step.tokens for step in steps) / sum(step.slots for step in steps)
+    rows, accumulation = plan["rows"], plan["accumulation"]
+    scenes, padding = [], []
+    for packing in (False, True):
+        task, data = step_data.open_task(folder, plan["model"], plan["seq_len"], packing=packing)
+        steps = step_data.load_steps(task, data, ranks, rows=rows, accumulation=accumulation, count=BATCHES)
+        scenes.append(Scene(task, step_data.RECIPES[plan["model"]].model, steps, ranks, rows))
+        padding.append(1 - sum(step.tokens for step in steps) / sum(step.slots for step in steps))
+    taken = measure(*scenes, plan, folder)
     Path(f"{path}.{os.environ['RANK']}").write_text(json.dumps({"seconds": taken, "padding": padding}))
     ranks.barrier()
     disconnect()

@@ -20,6 +20,7 @@ _PAIRS = {
         "deepspeed1_vs_bare": ("deepspeed1", "bare"),
         "bare_vs_plain_head": ("bare", "plain_head"),
         "zero1_bf16_vs_bare_bf16": ("zero1_bf16", "bare_bf16"),
+        "packed_vs_padded": ("zero1_packed", "zero1"),
     },
     "two ranks": {
         "zero1_vs_ddp": ("zero1", "ddp"),
@@ -28,7 +29,7 @@ _PAIRS = {
         "deepspeed2_vs_ddp": ("deepspeed2", "ddp"),
         "zero1_bf16_vs_ddp_bf16": ("zero1_bf16", "ddp_bf16"),
         "same_math_vs_hf_trainer": ("zero1", "hf_trainer"),
-        "tuned_vs_hf_trainer": ("zero1_bf16", "hf_trainer"),
+        "tuned_vs_hf_trainer": ("tuned", "hf_trainer"),
     },
     "two ranks, 4 micro-steps": {
         "accumulation4_zero1": ("zero1", "ddp"),
@@ -37,7 +38,7 @@ _PAIRS = {
     },
     "two ranks, HF + DeepSpeed": {
         "same_math_vs_hf_deepspeed": ("zero2", "hf_deepspeed"),
-        "tuned_vs_hf_deepspeed": ("zero1_bf16", "hf_deepspeed"),
+        "tuned_vs_hf_deepspeed": ("tuned", "hf_deepspeed"),
     },
 }
 
@@ -71,7 +72,8 @@ def _ratios(results: list[dict[str, Any]], clock: int) -> dict[str, float]:
     values["aa"] = max(aa, key=lambda value: abs(value - 1))
     for result in results:
         pairs = _PAIRS[result["group"].removeprefix(f"{result['model']} ")]
-        values |= {name: ratio(result, *pair, clock) for name, pair in pairs.items()}
+        measured = result["seconds"][0]
+        values |= {name: ratio(result, *pair, clock) for name, pair in pairs.items() if {*pair} <= measured.keys()}
     accumulated = [values[name] for name in ("accumulation4_zero1", "accumulation4_zero2") if name in values]
     if accumulated:
         values["accumulation4"] = max(accumulated)
@@ -86,7 +88,7 @@ def table(result: dict[str, Any]) -> list[str]:
         f"### {result['group']}",
         "",
         f"{steps} steps, {result['accumulation']} x {result['rows']} rows x {result['seq_len']} tokens a rank, "
-        f"padding {result['padding']:.1%}",
+        f"padding {' (packed: '.join(f'{share:.1%}' for share in result['padding'])})",
         "",
         "| variant | wall min ms | wall median ms | CPU min ms | CPU median ms | wall / bare | CPU / bare |",
         "|---|---|---|---|---|---|---|",

@@ -27,10 +27,8 @@ class Scene:
     model: dict[str, Any]
     steps: list[Step]
     ranks: Any
-
-    @property
-    def micro_rows(self) -> int:
-        return len(self.steps[0].micro_batches[0].inputs["input_ids"])
+    micro_rows: int
+    """Samples of a micro-batch on one rank."""
 
     @property
     def accumulation(self) -> int:
@@ -183,9 +181,18 @@ def dist_lm_engine(scene: Scene, *, stage: int, precision: str = "fp32", compile
     return run
 
 
+TUNED = "zero1_bf16_packed"
+
+
+def packs(name: str) -> bool:
+    """Whether the samples of a variant share rows."""
+    return name == "tuned" or "packed" in name.split("_")
+
+
 def build(scene: Scene, name: str) -> Run:
-    """A variant by its name: bare, bare_again, plain_head, ddp, deepspeedN, zeroN; _bf16 and _compiled behind it."""
-    first, *options = name.split("_")
+    """A variant by its name: bare, bare_again, plain_head, ddp, deepspeedN, zeroN; _bf16, _compiled and _packed
+    behind it; tuned."""
+    first, *options = (TUNED if name == "tuned" else name).split("_")
     if name == "plain_head":
         return plain_head(scene)
     if first in ("bare", "ddp"):

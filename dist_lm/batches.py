@@ -1,6 +1,6 @@
 """One step's work on one rank.
 
-Enters: this rank's rows of a global batch.  Leaves: micro-batches of equal size, as many on every
+Enters: this rank's rows of a global batch.  Leaves: micro-batches, as many on every
 rank, or why there are none; what all ranks have agreed about the step.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dist_lm.data.rows import Rows, StepRows
+from dist_lm.data.rows import StepRows
 from dist_lm.data.stream import Stream
 from dist_lm.errors import DistLMError
 from dist_lm.mesh import Mesh
@@ -79,14 +79,8 @@ def next_local(
     try:
         local.rows = stream.next_rows(give_up)
         if local.rows is not None:
-            parts = divide(task.by_length(local.rows.rows), plan)
+            parts = task.divide(local.rows.rows, plan)
             local.micro_batches = [part_of(task.collate(rows), mesh) for rows in parts]
     except DistLMError as error:
         local.failure = error
     return local
-
-
-def divide(rows: Rows, plan: BatchPlan) -> list[Rows]:
-    """This rank's rows as the plan's micro-batches; the last is filled with rows of weight zero."""
-    size = plan.rows_per_micro
-    return [rows.take(slice(begin, begin + size)).padded(size) for begin in range(0, size * plan.micro_steps, size)]

@@ -6,6 +6,8 @@ Enters: a command line.  Leaves: a table, or JSON.
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +56,9 @@ def plan(
     from dist_lm.plan.plan import Options, make_plan
     from dist_lm.plan.probe import calibrated, measure
 
+    if as_json:
+        # What a task says of the model is for people.
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu} is not a share", do="Write a number above 0, up to 1.")
     if probe and gpu != "cpu":

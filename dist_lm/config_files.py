@@ -30,7 +30,7 @@ _STEERED = ("run.steps", "run.seed")
 """Keys of `run` that decide what is computed; the others decide what is reported, kept and survived."""
 _SHARING = (
     *("batch.micro", "data.cache", "zero", "sequence_parallel_size", "deepspeed", "ray"),
-    *("model.activation_checkpointing", "model.attention", "model.compile", "task.head_chunk"),
+    *("model.activation_checkpointing", "model.attention", "model.compile", "task.head_chunk", "task.packing"),
 )
 """How the work is shared out; what is computed is the same for every value."""
 _DAMAGE = ("data.on_damage", "data.max_quarantine")

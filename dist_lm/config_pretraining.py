@@ -32,6 +32,9 @@ class MlmTask(Section):
     pair: Literal["nsp", "sop", "none"] = "nsp"
     """What is also learned about the two segments of a row: whether the second follows the first (NSP),
     whether they stand in their order (SOP), or nothing.  Data of kind `tokens` has no segments: `none`."""
+    packing: Literal["auto"] | bool = "auto"
+    """Samples share rows, so that little is padding; a token attends to its own sample only, and the loss
+    is the same.  auto: where the model allows it, and the log says so.  false: each has a row of its own."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> MlmTask:

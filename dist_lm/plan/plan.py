@@ -15,7 +15,7 @@ from typing import Any
 from dist_lm.accelerators import Accelerator
 from dist_lm.assemble import open_training_set
 from dist_lm.batches import next_local
-from dist_lm.config import RunConfig
+from dist_lm.config import ModelSection, RunConfig
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.deepspeed_config import resolve
@@ -26,7 +26,7 @@ from dist_lm.plan.fitting import HEADROOM, Need
 from dist_lm.plan.fitting import options as options_that_fit
 from dist_lm.plan.goodput import GPU_MTBF_HOURS, Costs, best_interval_s, expected, faults_at, simulate
 from dist_lm.plan.states import States, states
-from dist_lm.plan.trace import MicroStep, trace
+from dist_lm.plan.trace import MicroStep, introduce, trace
 from dist_lm.plan.traffic import Topology, traffic
 from dist_lm.run_dir import RunDir
 from dist_lm.schedule import BatchPlan
@@ -38,6 +38,7 @@ CONTEXT_GIB = 1.5
 """CUDA's context and NCCL's buffers."""
 _SNAPSHOT_BYTES_S = 10e9
 """Copy of the states to host memory, a rank."""
+_STEPS_SEEN = 8
 STAGES = (0, 1, 2, 3)
 
 
@@ -124,9 +125,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Work:
-    """One rank's part of a step."""
+    """One rank's part of a step, on average; the longest micro-batch of some."""
 
     task: Task
+    model: ModelSection
     batch: BatchPlan
     longest: MicroBatch
     slots: int
@@ -138,7 +140,7 @@ def make_plan(config: RunConfig, machine: Machine, options: Options) -> Plan:
     work = _work(config, machine.ranks)
     on_gpu = machine.device is not None
     parts = config.sequence_parallel_size
-    step = trace(work.task, config.model, work.longest, precision=config.precision, on_gpu=on_gpu, parts=parts)
+    step = trace(work.task, work.model, work.longest, precision=config.precision, on_gpu=on_gpu, parts=parts)
     zero, configured = _zero_block(config, machine.ranks, work.batch)
     stages = [_stage_plan(stage, step, work, machine, options, config, zero) for stage in STAGES]
     fitting = [plan.stage for plan in stages if plan.fits]
@@ -169,21 +171,25 @@ def make_plan(config: RunConfig, machine: Machine, options: Options) -> Plan:
 
 
 def _work(config: RunConfig, ranks: int) -> _Work:
-    """The first rank's part of the first step, from the data itself."""
+    """The first rank's part of the first steps, from the data itself."""
     micro_rows = chosen_micro_rows(config, RunDir(config.run.dir))
     mesh = Mesh.of(0, ranks, config.sequence_parallel_size)
     batch = BatchPlan.divide(config.batch.global_rows, micro_rows, mesh.data_world_size)
     data = open_training_set(config)
     task = build_task(config.task, load_tokenizer(config.data.tokenizer), data.view, config.run.seed)
+    model = introduce(task, config.model)
     columns = task.partner_columns
     with Stream(
         data, global_rows=config.batch.global_rows, rank=0, world_size=mesh.data_world_size, partner_columns=columns
     ) as stream:
-        local = next_local(stream, task, batch, lambda: False, mesh)
-    if local.failure is not None:
-        raise local.failure
-    longest = max(local.micro_batches, key=lambda micro_batch: micro_batch.slots)
-    return _Work(task, batch, longest, sum(each.slots for each in local.micro_batches), local.tokens)
+        steps = [next_local(stream, task, batch, lambda: False, mesh) for _ in range(_STEPS_SEEN)]
+    for local in steps:
+        if local.failure is not None:
+            raise local.failure
+    micro_batches = [each for local in steps for each in local.micro_batches]
+    longest = max(micro_batches, key=lambda micro_batch: micro_batch.slots)
+    slots, tokens = (sum(getattr(each, name) for each in micro_batches) for name in ("slots", "tokens"))
+    return _Work(task, model, batch, longest, slots // _STEPS_SEEN, tokens // _STEPS_SEEN)
 
 
 def _zero_block(config: RunConfig, ranks: int, batch: BatchPlan) -> tuple[dict[str, Any], int]:
@@ -272,7 +278,7 @@ def _advice(
         return [f"zero={min(fitting)}"]
     recomputed = None
     if not config.model.activation_checkpointing:
-        section = config.model.model_copy(update={"activation_checkpointing": True})
+        section = work.model.model_copy(update={"activation_checkpointing": True})
         on_gpu = machine.device is not None
         parts = config.sequence_parallel_size
         less = trace(work.task, section, work.longest, precision=config.precision, on_gpu=on_gpu, parts=parts)

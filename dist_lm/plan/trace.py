@@ -6,7 +6,8 @@ the step is traced - the task's loss, its masked or chunked head, recomputed act
 is estimated but what kernels need for themselves.
 
 The trace runs on fake tensors (torch's FakeTensorMode), which know shapes only.  Tasks try their head
-and their attention on numbers when they meet a model: they meet one of a single layer first.
+and their attention on numbers when they meet a model: they meet one of a single layer first, before
+they make the micro-batch, which may depend on it.
 """
 
 from __future__ import annotations
@@ -88,10 +89,8 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.now)
 
 
-def trace(
-    task: Task, section: ModelSection, micro_batch: MicroBatch, *, precision: str, on_gpu: bool, parts: int = 1
-) -> MicroStep:
-    """`parts`: `sequence_parallel_size`; the micro-batch is one rank's part.
+def introduce(task: Task, section: ModelSection) -> ModelSection:
+    """Let the task meet the architecture; the section that is traced, without weights.
 
     Raises ConfigError and DataError as building the model does.
     """
@@ -101,7 +100,16 @@ def trace(
     with _unprepared(task), FakeTensorMode():
         family = task.build_model(section).config.model_type
     task.build_model(section.model_copy(update={"overrides": {**section.overrides, **_small(family)}}))
-    # It knows the architecture by now.
+    return section
+
+
+def trace(
+    task: Task, section: ModelSection, micro_batch: MicroBatch, *, precision: str, on_gpu: bool, parts: int = 1
+) -> MicroStep:
+    """`section`: what `introduce` has said; `parts`: `sequence_parallel_size`, the micro-batch is one rank's part.
+
+    Raises ConfigError where ranks cannot share the model's rows.
+    """
     with _unprepared(task):
         return _trace(task, section, micro_batch, precision, on_gpu, parts)
 

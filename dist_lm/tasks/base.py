@@ -25,10 +25,13 @@ from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import DataError
+from dist_lm.schedule import BatchPlan
 from dist_lm.scores.base import MetricState
 
 LENGTH_MULTIPLE = 8
 """Rows are padded to a multiple of this: matrix kernels like it, and shapes repeat."""
+Segments = list[tuple[NDArray[Any], NDArray[np.int64]]]
+"""(tokens [B, room], lengths [B]) of each segment of B rows."""
 PREDICTED = "predicted"
 """Key of `Task.loss_sums` beside the sums."""
 
@@ -124,12 +127,22 @@ class Task(ABC):
             lengths += rows.columns[name]
         return lengths
 
+    def divide(self, rows: Rows, plan: BatchPlan) -> list[Rows]:
+        """A rank's rows of a step as the plan's micro-batches; each real row is in one of them."""
+        return in_order(self.by_length(rows), plan)
+
     def by_length(self, rows: Rows) -> Rows:
         """The rows of a batch, short ones first, so that micro-batches hold rows of like length.
 
         A function of the batch alone; the gradient is a sum over its rows in any order.
         """
         return rows.take(np.argsort(self.row_lengths(rows), kind="stable"))
+
+
+def in_order(rows: Rows, plan: BatchPlan) -> list[Rows]:
+    """This rank's rows as the plan's micro-batches; the last is filled with rows of weight zero."""
+    size = plan.rows_per_micro
+    return [rows.take(slice(begin, begin + size)).padded(size) for begin in range(0, size * plan.micro_steps, size)]
 
 
 class TaskModule(nn.Module):
@@ -144,17 +157,14 @@ class TaskModule(nn.Module):
         return self._task.loss_sums(self.model, inputs)
 
 
-def join_segments(
-    segments: list[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer, *, end: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def join_segments(segments: Segments, tokenizer: Tokenizer, *, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[CLS] s1 [SEP] s2 [SEP] for each row; empty segments take no [SEP], but the first does.
 
-    `segments` holds (tokens [B, room], lengths [B]) pairs; `end` is the longest row allowed.
-    Returns input_ids [B, T], segment_ids [B, T] and lengths [B], T a multiple of LENGTH_MULTIPLE.
+    `end` is the longest row allowed.  Returns input_ids [B, T], segment_ids [B, T] and lengths [B], T a
+    multiple of LENGTH_MULTIPLE.
     """
     num_rows = len(segments[0][1])
-    counts = [lengths.astype(np.int64) + ((lengths > 0) | (i == 0)) for i, (_, lengths) in enumerate(segments)]
-    lengths_B = np.sum(counts, axis=0) + 1
+    counts, lengths_B = _counts(segments), joined_lengths(segments)
     longest = int(lengths_B.max())
     width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, end)
     ids_BT = np.full((num_rows, width), tokenizer.pad_id, dtype=np.int64)
@@ -172,6 +182,17 @@ def join_segments(
             kinds_BT[(place >= begin_B[:, None]) & (place < (begin_B + count_B)[:, None])] = number
         begin_B = begin_B + count_B
     return ids_BT, kinds_BT, lengths_B
+
+
+def joined_lengths(segments: Segments) -> NDArray[np.int64]:
+    """[B] tokens of each row that `join_segments` makes."""
+    lengths_B: NDArray[np.int64] = np.sum(_counts(segments), axis=0) + 1
+    return lengths_B
+
+
+def _counts(segments: Segments) -> list[NDArray[np.int64]]:
+    """[B] tokens of each segment, with its [SEP]."""
+    return [lengths.astype(np.int64) + ((lengths > 0) | (i == 0)) for i, (_, lengths) in enumerate(segments)]
 
 
 def attention_inputs(ids_BT: np.ndarray, kinds_BT: np.ndarray, lengths_B: np.ndarray) -> dict[str, Tensor]:

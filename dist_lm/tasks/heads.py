@@ -84,7 +84,7 @@ def find_head(
             hidden, logits = hidden_of(), logits_of()
             for head in fitting:
                 own = head(model, hidden)
-                if own.shape == logits.shape and _close(own, logits):
+                if own.shape == logits.shape and close(own, logits):
                     return head
     log.warning(
         "%s has a head that dist_lm does not know: logits are computed at every position, which costs time and memory",
@@ -150,7 +150,7 @@ def trial(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _close(first: Tensor, second: Tensor) -> bool:
+def close(first: Tensor, second: Tensor) -> bool:
     difference = (first.float() - second.float()).abs().max()
     return bool(difference <= _TRIAL_TOLERANCE * second.float().abs().max())
 

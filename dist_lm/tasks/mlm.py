@@ -4,7 +4,8 @@ Enters: rows of kind `pairs` (two segments of one document) or `tokens` (a windo
 Leaves: sums of the MLM loss and of that over pairs.
 Promises: masks, replacements, false and turned pairs are pure functions of (seed, epoch, sample,
 token position), so they are new in each epoch and equal for any number of ranks; the MLM head runs
-at masked positions only, where the model's head is known.
+at masked positions only, where the model's head is known; samples share rows where the model keeps them
+apart, which changes nothing but the padding.
 
 Sources: Devlin et al. 2019 (BERT), sections 3.1 and A.1; Liu et al. 2019 (RoBERTa: windows without
 pairs); Lan et al. 2020 (ALBERT: sentence order).
@@ -13,7 +14,9 @@ Shapes: B rows, T tokens per row, M masked tokens of the micro-batch, H hidden s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +28,25 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrain
 from dist_lm import model as models
 from dist_lm.config import MlmTask, ModelSection
 from dist_lm.data.order import keyed_hash
+from dist_lm.data.packing import best_fit
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import ConfigError
-from dist_lm.tasks.base import MicroBatch, Task, attention_inputs, cross_entropy_sums, join_segments
+from dist_lm.schedule import BatchPlan
+from dist_lm.tasks.base import (
+    MicroBatch,
+    Task,
+    attention_inputs,
+    cross_entropy_sums,
+    join_segments,
+    joined_lengths,
+)
 from dist_lm.tasks.heads import ENCODER_HEADS, Head, find_head, takes
 from dist_lm.tasks.masking import mask_rows
+from dist_lm.tasks.packing import Layout, find_first_position, lay_out, packed_arguments, pooled
 
+log = logging.getLogger(__name__)
 # Domains keep the hashes of different decisions apart.
 _SELECT, _PAIR = 101, 103
 _PAIR_HEADS = ("cls.seq_relationship", "sop_classifier")
@@ -67,6 +81,12 @@ class MaskedLanguageModelling(Task):
                 where="task.pair",
                 do="Set task.pair to none, or prepare the data with --kind pairs.",
             )
+        if self.windows and settings.packing is True:
+            raise ConfigError(
+                "rows of kind `tokens` are full: task.packing has nothing to save",
+                where="task.packing",
+                do="Set task.packing to auto.",
+            )
         self.pairs = settings.pair != "none"
         self.objectives = ("mlm", settings.pair) if self.pairs else ("mlm",)
         self.partner_columns = ("second", "second_length", "document") if settings.pair == "nsp" else ()
@@ -77,6 +97,8 @@ class MaskedLanguageModelling(Task):
         self._special[list(tokenizer.special_ids)] = True
         self._ordinary_ids = np.flatnonzero(~self._special)
         self._head: Head | None = None
+        self._first_position: int | None = None
+        """Where the positions of a sample begin in a row of several; None: each sample has a row of its own."""
 
     def build_model(self, section: ModelSection) -> PreTrainedModel:
         auto_class = AutoModelForPreTraining if self.pairs else AutoModelForMaskedLM
@@ -94,7 +116,7 @@ class MaskedLanguageModelling(Task):
         return model
 
     def prepare_for(self, model: PreTrainedModel) -> None:
-        """Find the head that makes logits at some positions."""
+        """Find the head that makes logits at some positions, and whether samples can share rows."""
         ids = torch.arange(8)[None] % self.tokenizer.vocab_size
 
         def logits() -> Tensor:
@@ -103,8 +125,34 @@ class MaskedLanguageModelling(Task):
             return found
 
         self._head = find_head(model, ENCODER_HEADS, lambda: model.base_model(input_ids=ids).last_hidden_state, logits)
+        if self.windows or self.settings.packing is False:
+            return
+        self._first_position = find_first_position(model, pairs=self.pairs)
+        if self._first_position is not None:
+            log.info("samples share rows: a token attends to its own sample only")
+        elif self.settings.packing is True:
+            raise ConfigError(
+                f"{type(model).__name__} cannot keep the samples of a row apart",
+                where="task.packing",
+                why="A token's hidden state changes with the sample before it, or the model takes no such mask.",
+                do="Set task.packing to auto, or use a model such as BERT or RoBERTa.",
+            )
+        else:
+            log.info("samples are padded: %s cannot keep those of a row apart", type(model).__name__)
+
+    def divide(self, rows: Rows, plan: BatchPlan) -> list[Rows]:
+        if self._first_position is None or plan.micro_steps == 1:
+            return super().divide(rows, plan)
+        lengths_B = joined_lengths(self._segments(rows).parts)
+        shared = best_fit({row: int(lengths_B[row]) for row in np.flatnonzero(rows.real).tolist()}, self.positions)
+        # Packed rows go round: a micro-step gets no more of them than it would get samples.
+        parts = [sorted(chain.from_iterable(shared[step :: plan.micro_steps])) for step in range(plan.micro_steps)]
+        return [rows.take(np.array(part)) if part else rows.take(slice(0, 1)).as_fillers() for part in parts]
 
     def collate(self, rows: Rows) -> MicroBatch:
+        if self._first_position is not None:
+            # Fillers weigh nothing; a row is needed all the same.
+            rows = rows.take(np.flatnonzero(rows.real)) if rows.real.any() else rows.take(slice(0, 1))
         segments = self._segments(rows)
         ids_BT, kinds_BT, lengths_B = join_segments(segments.parts, self.tokenizer, end=self.positions)
         masked_BT, inputs_BT = mask_rows(
@@ -116,17 +164,28 @@ class MaskedLanguageModelling(Task):
             ordinary_ids=self._ordinary_ids,
             continuation=self.tokenizer.continuation,
         )
-        masked_M = np.flatnonzero(masked_BT)
-        inputs = attention_inputs(inputs_BT, kinds_BT, lengths_B)
-        inputs["masked_positions"] = torch.from_numpy(masked_M)
-        inputs["masked_labels"] = torch.from_numpy(ids_BT.reshape(-1)[masked_M])
-        targets = {"mlm": len(masked_M)}
+        length = ids_BT.shape[1]
+        layout = Layout(len(rows), length, np.arange(len(rows)) * length)
+        if self._first_position is not None:
+            layout = lay_out(lengths_B, limit=self.positions)
+        if layout.num_rows < len(rows):
+            inputs = layout.inputs(inputs_BT, kinds_BT, lengths_B, self.tokenizer.pad_id)
+        else:
+            inputs = attention_inputs(inputs_BT, kinds_BT, lengths_B)
+        places_BT = layout.places_ST(length)
+        inputs["masked_positions"] = torch.from_numpy(places_BT[masked_BT])
+        inputs["masked_labels"] = torch.from_numpy(ids_BT[masked_BT])
+        targets = {"mlm": int(masked_BT.sum())}
         if self.pairs:
             judged = np.flatnonzero(segments.judged_B)
-            inputs["pair_rows"] = torch.from_numpy(judged)
+            if self._first_position is None:
+                inputs["pair_rows"] = torch.from_numpy(judged)
+            else:
+                # Also where no samples share rows: at ZeRO-3 all ranks must call the same modules.
+                inputs["pair_places"] = torch.from_numpy(places_BT[judged, 0])
             inputs["pair_labels"] = torch.from_numpy(segments.label_B[judged].astype(np.int64))
             targets[self.settings.pair] = len(judged)
-        return MicroBatch(inputs, targets, int(lengths_B[rows.real].sum()), ids_BT.size)
+        return MicroBatch(inputs, targets, int(lengths_B[rows.real].sum()), layout.num_rows * layout.width)
 
     def _segments(self, rows: Rows) -> _Segments:
         """Half of the pairs, drawn anew each epoch, are false (NSP) or turned round (SOP)."""
@@ -151,18 +210,25 @@ class MaskedLanguageModelling(Task):
         seen = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         if getattr(model.config, "type_vocab_size", 0) >= _SEGMENTS and takes(model.base_model, "token_type_ids"):
             seen["token_type_ids"] = inputs["token_type_ids"]
+        if "sample_numbers" in inputs:
+            assert self._first_position is not None
+            seen |= packed_arguments(model, inputs, self._first_position)
         head, places_M = self._head, inputs["masked_positions"]
         if head is None:
             output = model(**seen)
             logits = output["prediction_logits"] if "prediction_logits" in output else output["logits"]
             return cross_entropy_sums("mlm", logits.flatten(0, 1)[places_M], inputs["masked_labels"])
         encoded = model.base_model(**seen)
-        logits_MV = head(model, encoded.last_hidden_state.flatten(0, 1)[places_M])
+        hidden_NH = encoded.last_hidden_state.flatten(0, 1)
+        logits_MV = head(model, hidden_NH[places_M])
         sums = cross_entropy_sums("mlm", logits_MV, inputs["masked_labels"])
         pair_head = _pair_head(model) if self.pairs else None
         if pair_head is not None:
-            logits_B2 = pair_head(encoded.pooler_output[inputs["pair_rows"]])
-            sums |= cross_entropy_sums(self.settings.pair, logits_B2, inputs["pair_labels"])
+            if "pair_places" in inputs:
+                pooled_BH = pooled(model, hidden_NH[inputs["pair_places"]])
+            else:
+                pooled_BH = encoded.pooler_output[inputs["pair_rows"]]
+            sums |= cross_entropy_sums(self.settings.pair, pair_head(pooled_BH), inputs["pair_labels"])
         return sums
 
 

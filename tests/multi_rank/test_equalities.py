@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 
 from dist_lm.checkpoint.manifest import Checkpoint
+from dist_lm.data.prepare import PrepareOptions, prepare
+from dist_lm.metrics import read_metrics
 from tests.rank_scenarios import heldout_loss, losses, scenario, train_scenarios
 
 CLOSE = 1e-5
@@ -29,6 +33,7 @@ DIVISIONS: dict[int, dict[str, dict[str, Any]]] = {
         **{f"zero{stage}": {"zero": stage, "batch__micro": 16} for stage in range(4)},
         **{f"accumulate4-zero{stage}": {"zero": stage, "batch__micro": 4} for stage in range(4)},
         "words-zero2": {"zero": 2, "task__mask_unit": "word"},
+        "padded-zero3": {"zero": 3, "task__packing": False},
     },
     3: {
         **{f"zero{stage}": {"zero": stage} for stage in range(4)},
@@ -60,21 +65,35 @@ def resumed_copy(run: Path, copy: Path, config: dict[str, Any], **changes: Any) 
 
 
 @pytest.fixture(scope="module")
-def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Paragraphs for documents: rows are short, so that samples share them."""
+    folder = tmp_path_factory.mktemp("paragraphs")
+    shutil.copytree(topics_data / "tokenizer", folder / "tokenizer")
+    paragraphs = [part for name in sorted(topics)[:40] for part in topics[name].split("\n\n")]
+    source = folder / "paragraphs.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs))
+    tokenizer = folder / "tokenizer"
+    options = {"seq_len": 64, "heldout_fraction": 0.05, "block_rows": 64, "shard_rows": 256, "workers": 1}
+    prepare(PrepareOptions(inputs=[str(source)], out=folder / "pairs", tokenizer=tokenizer, **options))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs of this module, one process group a world size."""
     root = tmp_path_factory.mktemp("equalities")
     configs: dict[int, list[dict[str, Any]]] = {}
     for world_size, divisions in DIVISIONS.items():
         configs[world_size] = [
-            scenario(topics_data, root / f"{world_size}-{name}", **changes) for name, changes in divisions.items()
+            scenario(data, root / f"{world_size}-{name}", **changes) for name, changes in divisions.items()
         ]
-    whole = {name: scenario(topics_data, root / f"whole-{name}", **changes) for name, changes in RESUMED.items()}
+    whole = {name: scenario(data, root / f"whole-{name}", **changes) for name, changes in RESUMED.items()}
     for name, (changes, _) in OPTIMIZERS.items():
-        configs[2].append(scenario(topics_data, root / f"2-{name}", **changes))
+        configs[2].append(scenario(data, root / f"2-{name}", **changes))
     train_scenarios(root, configs[2], num_ranks=2)
     train_scenarios(root, [*whole.values()], num_ranks=2)
-    saved = scenario(topics_data, root / "2-zero2", **DIVISIONS[2]["zero2"])
-    saved3 = scenario(topics_data, root / "2-zero3", **DIVISIONS[2]["zero3"])
+    saved = scenario(data, root / "2-zero2", **DIVISIONS[2]["zero2"])
+    saved3 = scenario(data, root / "2-zero3", **DIVISIONS[2]["zero3"])
     for world_size in (1, 3):
         for stage in range(4):
             copy = root / f"from2-{world_size}-zero{stage}"
@@ -82,7 +101,7 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = root / f"from3-{world_size}-zero1"
         configs[world_size].append(resumed_copy(root / "2-zero3", copy, saved3, zero=1))
         for name, (changes, stages) in OPTIMIZERS.items():
-            begun = scenario(topics_data, root / f"2-{name}", **changes)
+            begun = scenario(data, root / f"2-{name}", **changes)
             copy = root / f"{name}-{world_size}"
             configs[world_size].append(resumed_copy(root / f"2-{name}", copy, begun, zero=stages[world_size]))
     train_scenarios(root, configs[1], num_ranks=1)
@@ -102,6 +121,14 @@ def test_losses_do_not_depend_on_how_the_batch_is_divided(runs: Path, world_size
     assert sorted(divided) == list(range(1, 7))
     assert [divided[step] for step in divided] == pytest.approx(list(reference.values()), rel=CLOSE)
     assert heldout_loss(runs / f"{world_size}-{name}") == pytest.approx(heldout_loss(runs / "1-zero0"), rel=CLOSE)
+
+
+def test_samples_share_rows_so_that_little_is_padding(runs: Path) -> None:
+    packed, padded = (
+        sum(record["padding_share"] for record in read_metrics(runs / name / "metrics.jsonl", "train"))
+        for name in ("2-zero3", "2-padded-zero3")
+    )
+    assert packed < 0.6 * padded
 
 
 def test_the_model_learns_so_that_the_equalities_say_something(runs: Path) -> None:

@@ -92,7 +92,6 @@ def _rank(plan: Path, variables: dict[str, str]) -> None:
 def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
     """STEPS steps of dist_lm, or of a DDP loop on the same rows where `zero` is "ddp"."""
     from dist_lm.assemble import assemble
-    from dist_lm.batches import divide
     from dist_lm.config import RunConfig
     from dist_lm.config_files import LoadedConfig
     from dist_lm.data.stream import Stream
@@ -114,7 +113,7 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
     ) as stream:
         for number in range(STEPS):
             rows = next(stream)
-            micro_batches = [task.collate(part) for part in divide(task.by_length(rows.rows), parts.plan)]
+            micro_batches = [task.collate(part) for part in task.divide(rows.rows, parts.plan)]
             local = [float(sum(part.targets[name] for part in micro_batches)) for name in task.objectives]
             targets = dict(zip(task.objectives, ranks.sum(local), strict=True))
 

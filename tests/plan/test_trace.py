@@ -12,7 +12,7 @@ from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.data.training_set import TrainingSet
 from dist_lm.mesh import Mesh
-from dist_lm.plan.trace import MicroStep, trace
+from dist_lm.plan.trace import MicroStep, introduce, trace
 from dist_lm.sequence_parallel import part_of
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
 from dist_lm.tasks.registry import build_task
@@ -44,7 +44,7 @@ def allocated_at_most(module: TaskModule, micro_batch: MicroBatch) -> int:
 
 
 def step_of(task: Task, section: ModelSection, micro_batch: MicroBatch, precision: str = "fp32") -> MicroStep:
-    return trace(task, section, micro_batch, precision=precision, on_gpu=False)
+    return trace(task, introduce(task, section), micro_batch, precision=precision, on_gpu=False)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -96,8 +96,8 @@ def test_ranks_that_share_rows_share_work_and_memory(tmp_path: Path) -> None:
     tokenizer = train_kind(tmp_path, "bpe")
     task = build_task(CausalLmTask(name="causal_lm"), tokenizer, token_view(tokenizer, 64), 1)
     whole = task.collate(token_rows(tokenizer, 64))
-    section = ModelSection(family="llama", size="tiny")
-    alone = step_of(task, section, whole)
+    section = introduce(task, ModelSection(family="llama", size="tiny"))
+    alone = trace(task, section, whole, precision="fp32", on_gpu=False)
     parts = [part_of(whole, Mesh(part=part, parts=2)) for part in range(2)]
     steps = [trace(task, section, part, precision="fp32", on_gpu=False, parts=2) for part in parts]
     assert sum(step.flops for step in steps) == alone.flops

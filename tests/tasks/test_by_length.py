@@ -8,11 +8,11 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from dist_lm.batches import divide
 from dist_lm.config import ClassificationTask
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import load_tokenizer
 from dist_lm.schedule import BatchPlan
+from dist_lm.tasks.base import in_order
 from dist_lm.tasks.classification import Classification
 from tests.tasks.prepared_rows import view_and_rows
 from tests.tasks.test_fine_tuning_losses import TINY
@@ -38,7 +38,7 @@ def test_padding_shrinks_and_the_sums_stay(task_and_rows: tuple[Classification, 
     plan = BatchPlan.divide(64, 8, 1)
     slots, losses = [], []
     for batch in (rows, task.by_length(rows)):
-        parts = [task.collate(part) for part in divide(batch, plan)]
+        parts = [task.collate(part) for part in in_order(batch, plan)]
         slots.append(sum(part.slots for part in parts))
         losses.append(sum(task.loss_sums(model, part.inputs)["label_loss"].item() for part in parts))
         assert sum(part.targets["label"] for part in parts) == 62

@@ -12,7 +12,6 @@ Columns: tokens, answer and segment [capacity], length.  Segments are numbered f
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from dist_lm.data.kinds import fields as checked
 from dist_lm.data.kinds.base import Fields, Kind, PackedRows, PackingRules, Unusable
 from dist_lm.data.kinds.chat import ASSISTANT, ChatTemplate, Message, clean_messages, encode_chat, load_template
 from dist_lm.data.manifest import Column
+from dist_lm.data.packing import best_fit
 from dist_lm.data.ragged import padded
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.errors import DataError
@@ -117,22 +117,3 @@ def clean_dialogue(fields: Fields) -> list[dict[str, str]]:
     if fields.get("response") is not None:
         messages.append({"role": ASSISTANT, "content": checked.text(fields, "response")})
     return messages
-
-
-def best_fit(sizes: dict[int, int], capacity: int) -> list[list[int]]:
-    """Items by number as rows that hold up to `capacity`; rows in the order of their first item.
-
-    Longest first, ties by number; each into the row with the least room that is enough.
-    """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    for item in sorted(sizes, key=lambda item: (-sizes[item], item)):
-        at = bisect_left(room, (sizes[item], -1))
-        if at == len(room):
-            rows.append([])
-            left, row = capacity, len(rows) - 1
-        else:
-            left, row = room.pop(at)
-        rows[row].append(item)
-        insort(room, (left - sizes[item], row))
-    return sorted(sorted(row) for row in rows)

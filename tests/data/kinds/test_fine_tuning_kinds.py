@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from dist_lm.data.kinds.base import Unusable
 from dist_lm.data.kinds.chat import load_template
-from dist_lm.data.kinds.instruction import best_fit
 from dist_lm.data.kinds.question_answering import context_windows
 from dist_lm.data.kinds.registry import kind_named
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
@@ -232,10 +231,6 @@ def test_dialogues_fill_rows_best_first_and_none_is_parted(tokenizer: Tokenizer)
     assert sorted(pieces) == sorted(singles)
     # Best fit decreasing needs at most 11/9 of the fewest rows, and one more.
     assert len(part.columns["length"]) <= 11 / 9 * -(-sum(sizes) // 64) + 1
-
-
-def test_the_rule_of_packing() -> None:
-    assert best_fit({0: 5, 1: 9, 2: 4, 3: 1, 4: 6}, 10) == [[0], [1, 3], [2, 4]]
 
 
 def test_the_text_of_a_dialogue_is_that_of_apply_chat_template(tokenizer: Tokenizer, fast: Any) -> None:
