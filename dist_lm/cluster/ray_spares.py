@@ -105,7 +105,7 @@ class Spares:
     def _trains(self) -> bool:
         """Until then the group itself needs the cores."""
         held = self._lease()
-        return held.get("attempt", 0) > self._attempt_before and held.get("useful_s", 0) > 0
+        return bool(held.get("attempt", 0) > self._attempt_before and held.get("useful_s", 0) > 0)
 
     def _lease(self) -> dict[str, Any]:
         try:
