@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +134,23 @@ def test_a_stage_of_the_demo_that_fails_ends_it_with_its_command(tmp_path: Path)
 def test_a_probe_needs_steps_behind_its_warm_up(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--probe 3 steps are too few"):
         measure(tmp_path / "x.yaml", [], ranks=1, steps=3)
+
+
+def test_a_probe_whose_run_is_refused_tells_the_runs_own_words(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="the probe ended with exit code 2") as caught:
+        measure(write_recipe(tmp_path), ["optim.speed=1"], ranks=1, steps=4)
+    assert "`optim.speed`" in caught.value.why
+
+
+def test_a_machine_where_no_ray_runs_has_no_cluster_for_tasks(tmp_path: Path) -> None:
+    # Ray looks for its heads among all processes: here there are none.
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    program = "from dist_lm.data.preparation.runners import ray_slots; ray_slots()"
+    environment = {**os.environ, "RAY_ADDRESS": "auto", "RAY_TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "error[environment] there is no Ray cluster to reach" in done.stderr
 
 
 def test_a_process_that_no_launcher_started_has_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:

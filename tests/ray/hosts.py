@@ -160,6 +160,7 @@ class Network:
             "RAY_memory_monitor_refresh_ms": "0",
             "GLOO_SOCKET_IFNAME": "eth0",
             "RAY_ADDRESS": f"{self.subnet}.1:{GCS_PORT}",
+            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)])),
             **variables,
         }
 

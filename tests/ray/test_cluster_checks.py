@@ -75,6 +75,8 @@ def test_a_cluster_smaller_than_the_least_number_of_workers(net: Network, recipe
     assert_refused(net, done, "the Ray cluster has room for 1 of at least 3 workers", net.hosts[1].address)
     done = train(net, recipe, "ray.workers=1", "ray.label_selector={market: spot}")
     assert_refused(net, done, "room for 0 of at least 1 workers", "lacks the labels {'market': 'spot'}")
+    done = train(net, recipe, "ray.label_selector={market: spot}")
+    assert_refused(net, done, "no room for a worker, and the run does not say how many", "Write ray.workers=8")
     assert not (recipe.parent / "shared").exists()
 
 
@@ -101,6 +103,20 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
         assert joined.returncode == 0, joined.stderr
         assert f"1.0.0 on {odd.address}" in joined.stderr
         net.wait_for_nodes(2)
+    finally:
+        odd.kill()
+        net.wait_for_nodes(2)
+
+
+@pytest.mark.soak
+def test_a_node_whose_dist_lm_cannot_be_imported(net: Network, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "other" / "dist_lm").mkdir(parents=True)
+    (tmp_path / "other" / "dist_lm" / "__init__.py").write_text("raise ImportError('half a copy')")
+    odd = net.hosts[2]
+    net.start_node(odd, env={"PYTHONPATH": str(tmp_path / "other")})
+    net.wait_for_nodes(3)
+    try:
+        assert_refused(net, train(net, recipe), f"node {odd.address}", "cannot run this project", "half a copy")
     finally:
         odd.kill()
         net.wait_for_nodes(2)

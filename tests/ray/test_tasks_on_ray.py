@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -87,3 +89,15 @@ def test_a_task_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="cannot see the folder") as error:
         list(tasks)
     assert "storage that every node reaches" in error.value.do
+
+
+@pytest.mark.soak
+def test_a_task_whose_processes_are_killed_is_an_error_and_no_hang() -> None:
+    tasks = runners.run_tasks(_die, [signal.SIGKILL], workers=1, ray=True, doing="dying")
+    with pytest.raises(EnvironmentFault, match="a Ray task was lost while dying") as error:
+        list(tasks)
+    assert "what is done is not done again" in error.value.do
+
+
+def _die(number: int) -> None:
+    os.kill(os.getpid(), number)
