@@ -24,7 +24,7 @@ CLOSE = 1e-5
 """Relative for losses, absolute for weights: fp32 sums in another order differ by about 1e-6."""
 _OF_LLAMA = {"model__overrides__attention_dropout": 0.1}
 DROPOUT = {
-    "gpt2": {f"model__overrides__{name}_pdrop": 0.1 for name in ("embd", "attn", "resid")},
+    "gpt2": {"precision": "bf16", **{f"model__overrides__{name}_pdrop": 0.1 for name in ("embd", "attn", "resid")}},
     "llama": _OF_LLAMA,
     "instruction": _OF_LLAMA,
 }
@@ -147,7 +147,7 @@ def grid(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.Te
     for ranks, divisions in SHARED.items():
         runs = [shared(ranks, name, **changes) for name, changes in divisions.items()]
         if ranks == 2:
-            whole = shared(2, "dropout", zero=2, precision="bf16", **DROPOUT[kind])
+            whole = shared(2, "dropout", zero=2, **DROPOUT[kind])
             again = {**whole["run"], "dir": str(root / "2-dropout-again"), "allow_change": ["run.steps"]}
             runs += [whole, {**whole, "run": {**again, "steps": 3}}, {**whole, "run": again}]
         train_scenarios(root, runs, num_ranks=ranks)
@@ -180,8 +180,10 @@ def test_a_checkpoint_goes_on_with_other_groups(grid: Path, name: str) -> None:
 
 
 @pytest.mark.soak
-def test_each_rank_draws_its_own_masks_and_draws_them_again(grid: Path) -> None:
+def test_a_resumed_run_draws_the_same_masks(grid: Path, request: pytest.FixtureRequest) -> None:
     whole, again = losses(grid / "2-dropout"), losses(grid / "2-dropout-again")
     assert again == whole
     assert heldout_loss(grid / "2-dropout-again") == heldout_loss(grid / "2-dropout")
-    assert [*whole.values()] != pytest.approx([*losses(grid / "1").values()], rel=1e-3)
+    # It did draw masks: bf16 moves losses as well, but by less than a thousandth.
+    moved = 1e-3 if "gpt2" in request.node.name else CLOSE
+    assert [*whole.values()] != pytest.approx([*losses(grid / "1").values()], rel=moved)
