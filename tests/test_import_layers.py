@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 # From the bottom up; a module may import its own layer and those below.  A folder names its modules.
 LAYERS: list[set[str]] = [
     {
-        *("errors", "disk", "faults", "duration", "yaml_tree", "json_tree"),
+        *("errors", "ray_connection", "disk", "faults", "duration", "yaml_tree", "json_tree"),
         *("config", "config_data", "config_run", "config_ray", "config_section", "config_model"),
         *("config_pretraining", "config_fine_tuning", "config_custom", "named_class"),
         *("config_keys", "config_mistakes", "config_files", "recipes"),
@@ -84,6 +84,7 @@ SEAMS = {
         "cluster/ray_metrics.py",
         "cluster/job_package.py",
         "data/preparation/runners.py",
+        "ray_connection.py",
     },
     "deepspeed": {"engine.py", "driven.py", "deepspeed_config.py", "cluster/preload.py", "sequence_parallel.py"},
     "webdataset": {"data/shards.py"},

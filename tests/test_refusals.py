@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from dist_lm import disk, trained
 from dist_lm.cli import app
+from dist_lm.cluster.local import free_port
 from dist_lm.config_files import load_config
 from dist_lm.data.heldout import HeldoutRows
 from dist_lm.data.mixture import Mixture, Stage
 from dist_lm.data.order import Order
+from dist_lm.data.preparation.runners import ray_slots
 from dist_lm.demo import Demo
 from dist_lm.errors import ConfigError, DataError, DistLMError, EnvironmentFault
 from dist_lm.export import export
@@ -150,7 +152,14 @@ def test_a_machine_where_no_ray_runs_has_no_cluster_for_tasks(tmp_path: Path) ->
     done = subprocess.run(
         [*alone, sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
-    assert "error[environment] there is no Ray cluster to reach" in done.stderr
+    assert "error[environment] the Ray cluster `auto` cannot be joined" in done.stderr
+
+
+def test_an_address_of_ray_that_nobody_answers_at_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(EnvironmentFault, match=f"nobody answers at {address}"):
+        ray_slots()
 
 
 def test_a_process_that_no_launcher_started_has_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:

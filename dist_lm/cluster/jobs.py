@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_lm.cluster.job_package import EXCLUDES, check_package
-from dist_lm.cluster.ray_cluster import expect_answer
 from dist_lm.config_files import LoadedConfig
 from dist_lm.errors import EXIT_CRASH, EXIT_DONE, ConfigError, EnvironmentFault, StopRequested
+from dist_lm.ray_connection import expect_answer
 from dist_lm.recipes.shipped import PREFIX
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"

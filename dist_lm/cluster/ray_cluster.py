@@ -7,10 +7,8 @@ of the run has started by then.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +17,8 @@ from typing import Any
 
 from dist_lm.disk import disk_errors
 from dist_lm.errors import EnvironmentFault
+from dist_lm.ray_connection import join
 
-CONNECT_S = 5.0
 NODE_ANSWER_S = 60.0
 """How long a node may take to start a process that imports nothing heavy."""
 _ALIKE = ("dist-lm", "torch", "deepspeed", "transformers", "numpy")
@@ -28,23 +26,11 @@ _ALIKE = ("dist-lm", "torch", "deepspeed", "transformers", "numpy")
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or the one on this machine."""
-    import ray
+    """Join the cluster; its head must have a dashboard."""
+    if not join():
+        import ray
 
-    if ray.is_initialized():
-        return
-    # Inside a job RAY_ADDRESS names the cluster; elsewhere the cluster on this machine is meant.
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    expect_answer(address, "RAY_ADDRESS")
-    try:
-        context = ray.init(address=address, log_to_driver=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EnvironmentFault(
-            f"the Ray cluster `{address}` cannot be joined",
-            why=str(error).splitlines()[0],
-            do="Start one (docs/cluster.md), set RAY_ADDRESS, or submit with `dist-lm submit`.",
-        ) from error
-    if not context.address_info["webui_url"]:
+        address = ray.get_runtime_context().gcs_address
         ray.shutdown()
         raise EnvironmentFault(
             "the head of the Ray cluster runs without its dashboard",
@@ -52,22 +38,6 @@ def connect() -> None:
             why="Ray Train asks it which runs are alive, and without it fills the log with failed questions.",
             do="Install ray[default] on the head and start it without --include-dashboard=false.",
         )
-
-
-def expect_answer(address: str, said_at: str) -> None:
-    """Raise EnvironmentFault where nobody listens: Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise EnvironmentFault(
-            f"nobody answers at {address}",
-            where=said_at,
-            why=str(error),
-            do="Check that the head runs and that its port can be reached from here.",
-        ) from error
 
 
 def living_nodes() -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from dist_lm.data.process_pool import ordered_map
 from dist_lm.errors import DistLMError, EnvironmentFault
+from dist_lm.ray_connection import join
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +39,7 @@ def run_tasks(
 
 def ray_slots() -> tuple[int, bool]:
     """How many tasks the Ray cluster runs side by side: one a GPU where there are any (True), else one a core."""
-    _join_ray()
+    join()
     import ray
 
     has = ray.cluster_resources()
@@ -46,27 +47,12 @@ def ray_slots() -> tuple[int, bool]:
     return (gpus, True) if gpus else (max(1, int(has.get("CPU", 1))), False)
 
 
-def _join_ray() -> None:
-    import ray
-
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
-    except ConnectionError as error:
-        raise EnvironmentFault(
-            "there is no Ray cluster to reach",
-            why=str(error).splitlines()[0],
-            do="Start one (ray start --head), set RAY_ADDRESS, or leave out --ray.",
-        ) from error
-
-
 def _on_ray(
     function: Callable[[Item], Result], items: Iterable[Item], doing: str, *, gpu: bool
 ) -> Generator[Result, None, None]:
     import ray
 
-    _join_ray()
+    join()
     task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=int(gpu))(_one_thread_wide)
     ahead = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))) * _AHEAD_PER_CORE
     waiting: deque[ray.ObjectRef] = deque()
