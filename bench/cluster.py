@@ -10,6 +10,7 @@ dead_worker_s            SIGKILL of a worker's process
 dead_node_spare_s        power off of a worker's host, workers=2, a third host stands by
 shrink_s                 the slower of: power off, link cut; workers={min: 1, max: 2}, no host stands by
 frozen_node_s            SIGSTOP of everything on a host, workers={min: 1, max: 2}
+hung_thread_s            a worker's training thread waits for ever: seconds beyond run.stall_limit_s (10)
 submit_to_first_step_s   `dist-lm submit` to the first step
 ray_overhead             seconds a step on Ray / with the local launcher - 1, two workers on one host
 
@@ -40,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.recorded import record
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import train_tokenizer
+from dist_lm.faults import GATE_VARIABLE, VARIABLE
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 from tests.gloo_ranks import REPOSITORY, train_locally, write_recipe
@@ -50,6 +52,7 @@ TRAINED_S = 30.0
 """How long a run has trained when the fault comes: the spare workers that it starts have then imported everything."""
 ENDLESS = 1_000_000
 OVERHEAD_STEPS, OVERHEAD_ROUNDS = 150, 3
+HANGS_AT, STALL_LIMIT_S = 1500, 10
 ELASTIC = "ray.workers={min: 1, max: 2}"
 SIGNS = {
     "noticed": "[FailurePolicy] RETRY",
@@ -180,6 +183,27 @@ def dead_node_spare(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     return phases
 
 
+def hung_thread(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    """Ray sees a worker that lives: the ranks must tell."""
+    gate = folder / "gate" / "never"
+    gate.parent.mkdir()
+    hangs = {VARIABLE: f"hold@rank1:step{HANGS_AT}:before_forward", GATE_VARIABLE: str(gate)}
+    _start_nodes(net, hangs)
+    with run_on(net, folder / "hung", data, "ray.workers=2", f"run.stall_limit_s={STALL_LIMIT_S}") as run:
+        run.until(lambda: any(gate.parent.iterdir()))
+        phases = run.measure(lambda: None)
+    _start_nodes(net, {})
+    return {phase: round(seconds - STALL_LIMIT_S, 1) for phase, seconds in phases.items()}
+
+
+def _start_nodes(net: Network, variables: dict[str, str]) -> None:
+    """The nodes of the workers anew, with these variables."""
+    for host in net.hosts[1:]:
+        host.kill()
+        net.start_node(host, env=variables)
+    net.wait_for_nodes(len(net.hosts))
+
+
 def shrink(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     return {
         "power_off": _elastic(net, folder / "off", data, Host.kill),
@@ -267,6 +291,7 @@ FIGURES: dict[str, Callable[[Network, Path, Path], dict[str, Any]]] = {
     "dead_node_spare_s": dead_node_spare,
     "shrink_s": shrink,
     "frozen_node_s": frozen_node,
+    "hung_thread_s": hung_thread,
     "ray_overhead": ray_overhead,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -87,3 +88,8 @@ def test_a_task_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="cannot see the folder") as error:
         list(tasks)
     assert "storage that every node reaches" in error.value.do
+
+
+def test_a_task_whose_process_dies_each_time_is_told() -> None:
+    with pytest.raises(EnvironmentFault, match="a Ray task was lost while dying"):
+        list(runners.run_tasks(os._exit, [1], workers=1, ray=True, doing="dying"))
