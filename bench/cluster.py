@@ -200,6 +200,8 @@ def _start_nodes(net: Network, variables: dict[str, str]) -> None:
     """The nodes of the workers anew, with these variables."""
     for host in net.hosts[1:]:
         host.kill()
+    net.wait_for_nodes(1)
+    for host in net.hosts[1:]:
         net.start_node(host, env=variables)
     net.wait_for_nodes(len(net.hosts))
 
