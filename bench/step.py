@@ -161,9 +161,9 @@ def main() -> None:
             rows = options.rows or step_data.RECIPES[plan["model"]].rows
             results.append(run_group({**plan, "rounds": rounds, "rows": rows, "seq_len": options.seq_len}, folder))
             print(f"measured: {plan['group']}", flush=True)
-    figures = step_report.figures(results)
-    if not options.only:
-        figures["data_wait"] = round(data_wait(folder, options.models[0], options.seq_len), 5)
+        figures = step_report.figures(results)
+        if not options.only:
+            figures["data_wait"] = round(data_wait(folder, options.models[0], options.seq_len), 5)
     step_report.record(results, figures, options.out)
     print(json.dumps(figures))
 

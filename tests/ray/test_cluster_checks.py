@@ -31,6 +31,19 @@ Recovery(run_dir, run_dir, None, known=known, max_restarts=0).before_worker_grou
 """
 """What Ray's controller calls before it starts a group of workers, on a cluster of two known nodes and a new one."""
 
+FREEZES = """
+import os, signal, sys
+from pathlib import Path
+from dist_lm.cluster import ray_cluster
+ray_cluster.NODE_ANSWER_S = 3.0
+ray_cluster.connect()
+nodes = ray_cluster.living_nodes()
+for pid in sys.argv[2:]:
+    os.kill(int(pid), signal.SIGSTOP)
+ray_cluster.check_nodes(Path(sys.argv[1]), nodes)
+"""
+"""A node stops between the look at the nodes and the question to each."""
+
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Network]:
@@ -103,6 +116,36 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
         assert joined.returncode == 0, joined.stderr
         assert f"1.0.0 on {odd.address}" in joined.stderr
         net.wait_for_nodes(2)
+    finally:
+        odd.kill()
+        net.wait_for_nodes(2)
+
+
+@pytest.mark.soak
+def test_a_node_whose_installation_is_broken_is_named(net: Network, recipe: Path, tmp_path: Path) -> None:
+    package = tmp_path / "broken" / "dist_lm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('raise ImportError("half of an installation")')
+    odd = net.hosts[2]
+    net.start_node(odd, env={"PYTHONPATH": str(package.parent)})
+    net.wait_for_nodes(3)
+    try:
+        done = train(net, recipe)
+        assert_refused(net, done, f"node {odd.address}", "cannot run this project", "half of an installation")
+    finally:
+        odd.kill()
+        net.wait_for_nodes(2)
+
+
+@pytest.mark.soak
+def test_a_node_that_stops_while_it_is_asked_is_named(net: Network, tmp_path: Path) -> None:
+    odd = net.hosts[2]
+    net.start_node(odd)
+    net.wait_for_nodes(3)
+    try:
+        done = net.head.run([sys.executable, "-c", FREEZES, tmp_path / "run", *odd.pids()])
+        assert "no answer within 3 s from " in done.stderr
+        assert odd.address in done.stderr
     finally:
         odd.kill()
         net.wait_for_nodes(2)
