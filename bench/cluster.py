@@ -161,6 +161,7 @@ def host_of(net: Network, pid: int) -> Host:
 def give_back(net: Network, host: Host) -> None:
     host.kill()
     host.join_again()
+    net.wait_for_nodes(len(net.hosts) - 1)
     net.start_node(host)
     net.wait_for_nodes(len(net.hosts))
 
@@ -259,6 +260,7 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     """Turns of both on the same cores: the middle of the medians counts."""
     wide = net.hosts[-1]
     wide.kill()
+    net.wait_for_nodes(len(net.hosts) - 1)
     net.start_node(wide, num_cpus=2)
     net.wait_for_nodes(len(net.hosts))
     seconds: dict[str, list[float]] = {"ray": [], "local": []}

@@ -89,7 +89,7 @@ def test_wrong_options_are_named(recipe: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_probe_sets_real_steps_beside_the_plan(recipe: Path) -> None:
-    done = plan(recipe, "--gpus", "2", "--probe", "4")
+    done = plan(recipe, "--gpus", "1", "--probe", "4")
     assert done.returncode == 0, done.stderr
     (memory,) = [line.split() for line in done.stdout.splitlines() if line.startswith("memory, GiB")]
     planned_gib, measured_gib, ratio = map(float, memory[-3:])

@@ -14,7 +14,7 @@ SLOW = "4mbit"
 """What a host sends: half a second a step, so that the run is not far ahead of the test."""
 NOTICE_S = 60
 # The one restart is for the host that is cut off.
-ELASTIC = ("ray.workers={min: 1, max: 3}", "ray.resize_s=5", "--max-restarts", "1")
+ELASTIC = ("ray.workers={min: 1, max: 3}", "ray.resize_s=2", "--max-restarts", "1")
 LINES_A_GROUP = 200
 """A traceback of each rank, and what Ray and DeepSpeed say."""
 
