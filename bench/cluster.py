@@ -12,7 +12,8 @@ shrink_s                 the slower of: power off, link cut; workers={min: 1, ma
 frozen_node_s            SIGSTOP of everything on a host, workers={min: 1, max: 2}
 hung_thread_s            a worker's training thread waits for ever: seconds beyond run.stall_limit_s (10)
 submit_to_first_step_s   `dist-lm submit` to the first step
-ray_overhead             seconds a step on Ray / with the local launcher - 1, two workers on one host
+ray_overhead             seconds a step on Ray / with the local launcher - 1, two workers on one host; without spare
+                         workers, whose imports would take most of so short a run's time on these cores
 
 Phases of a fault: `noticed` Ray's controller decides to start again; `asked` it asks for workers;
 `started` they run our code; `joined` imports, data and model are there; `step` the first step since.
@@ -272,7 +273,7 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
             recipe = write_recipe(place / "r.yaml", data, run__steps=OVERHEAD_STEPS, run__save_every=ENDLESS, **size)
             if launcher == "ray":
                 words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe]
-                done = net.head.run([*words, "ray.workers=2", "ray.placement=STRICT_PACK"])
+                done = net.head.run([*words, "ray.workers=2", "ray.placement=STRICT_PACK", "ray.spare_workers=false"])
             else:
                 done = train_locally(recipe)
             if done.returncode:
