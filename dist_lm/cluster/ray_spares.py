@@ -11,9 +11,7 @@ run anything yet is taken by the next actor of the same job and runtime environm
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +21,7 @@ import grpc
 import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+from ray._private.runtime_env.setup_hook import decode_function_key, get_import_export_timeout
 from ray._private.utils import get_runtime_env_info
 from ray.core.generated.common_pb2 import PYTHON
 from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
@@ -45,27 +44,30 @@ def runtime_env(*, cpu: bool) -> dict[str, Any]:
     """What the workers of a run are started with: each process first imports what training needs.
 
     Ray allows its set-up hook for whole jobs only, where the driver and Ray's own actors would import
-    everything, too; underneath it is a variable.
+    everything, too; underneath it is a variable that names a function which all workers can fetch.
+    With a GPU only torch is imported: which GPUs a worker may see is known when it gets its rank, and
+    DeepSpeed looks at them when it is imported.
     """
-    hook = import_training if cpu else import_torch
-    return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{hook.__name__}"}}
+    hook = _import_of("dist_lm.cluster.preload", DS_ACCELERATOR="cpu") if cpu else _import_of("torch")
+    manager = ray._private.worker.global_worker.function_actor_manager
+    key = manager.export_setup_func(hook, timeout=get_import_export_timeout())
+    return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: decode_function_key(key)}}
 
 
-def import_training() -> None:
-    """Runs first in each worker that has no GPU."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    # Training itself tells what is wrong here, in its own words.
-    with contextlib.suppress(Exception):
-        import dist_lm.cluster.preload  # noqa: F401
+def _import_of(module: str, **variables: str) -> Callable[[], None]:
+    # A function of a module would be pickled by its name, and Ray starts a worker whose hook fails, as it
+    # does where dist_lm is broken, again and again.
+    def import_first() -> None:
+        import contextlib
+        import importlib
+        import os
 
+        os.environ.update(variables)
+        # Training itself tells what is wrong here, in its own words.
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
 
-def import_torch() -> None:
-    """Runs first in each worker that gets a GPU.
-
-    Which GPUs it may see is known when it gets its rank, and DeepSpeed looks at them when it is imported.
-    """
-    with contextlib.suppress(Exception):
-        import torch  # noqa: F401
+    return import_first
 
 
 class Spares:
