@@ -122,7 +122,9 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
 
 
 @pytest.mark.soak
-def test_a_node_whose_installation_is_broken_is_named(net: Network, recipe: Path, tmp_path: Path) -> None:
+def test_a_node_whose_own_installation_is_broken_trains_by_the_code_of_the_driver(
+    net: Network, recipe: Path, tmp_path: Path
+) -> None:
     package = tmp_path / "broken" / "dist_lm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('raise ImportError("half of an installation")')
@@ -131,7 +133,9 @@ def test_a_node_whose_installation_is_broken_is_named(net: Network, recipe: Path
     net.wait_for_nodes(3)
     try:
         done = train(net, recipe)
-        assert_refused(net, done, f"node {odd.address}", "cannot run this project", "half of an installation")
+        # What workers import ahead must not fail there: Ray would start them again and again.
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert odd.address in done.stderr
     finally:
         odd.kill()
         net.wait_for_nodes(2)
