@@ -159,11 +159,15 @@ def host_of(net: Network, pid: int) -> Host:
     return next(host for host in net.hosts if pid in host.pids())
 
 
-def give_back(net: Network, host: Host) -> None:
-    host.kill()
-    host.join_again()
-    net.wait_for_nodes(len(net.hosts) - 1)
-    net.start_node(host)
+def start_again(net: Network, *hosts: Host, **options: Any) -> None:
+    """New nodes on these hosts, with options of `Network.start_node`; every other host has one."""
+    for host in hosts:
+        host.kill()
+        host.join_again()
+    # Until the old ones are known to be dead they would be counted for the new ones.
+    net.wait_for_nodes(len(net.hosts) - len(hosts))
+    for host in hosts:
+        net.start_node(host, **options)
     net.wait_for_nodes(len(net.hosts))
 
 
@@ -181,7 +185,7 @@ def dead_node_spare(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     with run_on(net, folder / "spare", data, "ray.workers=2") as run:
         host = host_of(net, run.worker_pids()[1])
         phases = run.has_trained().measure(host.kill)
-    give_back(net, host)
+    start_again(net, host)
     return phases
 
 
@@ -190,22 +194,12 @@ def hung_thread(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     gate = folder / "gate" / "never"
     gate.parent.mkdir()
     hangs = {VARIABLE: f"hold@rank1:step{HANGS_AT}:before_forward", GATE_VARIABLE: str(gate)}
-    _start_nodes(net, hangs)
+    start_again(net, *net.hosts[1:], env=hangs)
     with run_on(net, folder / "hung", data, "ray.workers=2", f"run.stall_limit_s={STALL_LIMIT_S}") as run:
         run.until(lambda: any(gate.parent.iterdir()))
         phases = run.measure(lambda: None)
-    _start_nodes(net, {})
+    start_again(net, *net.hosts[1:])
     return {phase: round(seconds - STALL_LIMIT_S, 1) for phase, seconds in phases.items()}
-
-
-def _start_nodes(net: Network, variables: dict[str, str]) -> None:
-    """The nodes of the workers anew, with these variables."""
-    for host in net.hosts[1:]:
-        host.kill()
-    net.wait_for_nodes(1)
-    for host in net.hosts[1:]:
-        net.start_node(host, env=variables)
-    net.wait_for_nodes(len(net.hosts))
 
 
 def shrink(net: Network, folder: Path, data: Path) -> dict[str, Any]:
@@ -228,10 +222,7 @@ def _elastic(net: Network, folder: Path, data: Path, fault: Callable[[Host], Non
         host = host_of(net, run.worker_pids()[1])
         phases = run.has_trained().measure(lambda: fault(host))
         print(f"{fault.__name__} {phases}", file=sys.stderr, flush=True)
-    host.kill()
-    host.join_again()
-    net.start_node(host)
-    give_back(net, spare)
+    start_again(net, host, spare)
     return phases
 
 
@@ -260,10 +251,7 @@ def submit_to_first_step(net: Network, folder: Path, data: Path) -> dict[str, An
 def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     """Turns of both on the same cores: the middle of the medians counts."""
     wide = net.hosts[-1]
-    wide.kill()
-    net.wait_for_nodes(len(net.hosts) - 1)
-    net.start_node(wide, num_cpus=2)
-    net.wait_for_nodes(len(net.hosts))
+    start_again(net, wide, num_cpus=2)
     seconds: dict[str, list[float]] = {"ray": [], "local": []}
     size = {"model__overrides__hidden_size": 128, "model__overrides__intermediate_size": 512}
     for number in range(OVERHEAD_ROUNDS):
@@ -281,7 +269,7 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
             records = read_metrics(place / "run" / "metrics.jsonl", "train")[OVERHEAD_STEPS // 5 :]
             seconds[launcher].append(median(record["step_seconds"] for record in records))
     middle = {launcher: median(values) for launcher, values in seconds.items()}
-    give_back(net, wide)
+    start_again(net, wide)
     return {
         "ray_step_ms": round(1e3 * middle["ray"], 2),
         "local_step_ms": round(1e3 * middle["local"], 2),

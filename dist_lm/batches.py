@@ -64,13 +64,7 @@ class Batch:
         return float(sum(part.slots for part in self.micro_batches))
 
 
-def next_local(
-    stream: Stream,
-    task: Task,
-    plan: BatchPlan,
-    give_up: Callable[[], bool],
-    mesh: Mesh = Mesh(),  # noqa: B008
-) -> LocalBatch:
+def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[], bool], mesh: Mesh) -> LocalBatch:
     """This rank's rows of the next step, or its part of them; a foreseen error is kept for all ranks to hear of.
 
     Empty where the rows are not here and `give_up` says not to wait for them.

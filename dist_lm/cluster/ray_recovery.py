@@ -29,11 +29,10 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
-from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext, WorkerGroupPollStatus
+from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from dist_lm.cluster import ray_cluster
-from dist_lm.cluster.ray_spares import Spares
 from dist_lm.cluster.ray_worker import GroupChanges
 from dist_lm.disk import write_bytes, write_json
 from dist_lm.errors import EnvironmentFault
@@ -56,12 +55,10 @@ _SHUTDOWN_S = "2"
 class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Looks at the nodes before each group of workers but the first."""
 
-    def __init__(
-        self, run_dir: Path, final_errors: Path, spares: Spares | None, *, known: set[str], max_restarts: int
-    ) -> None:
+    def __init__(self, run_dir: Path, final_errors: Path, *, known: set[str], max_restarts: int) -> None:
         """`known`: ids of nodes that have been asked already."""
         self._run_dir, self._final_errors, self._known = run_dir, final_errors, known
-        self._spares, self._restarts_left = spares, max_restarts
+        self._restarts_left = max_restarts
         self._looked_at = 0.0
 
     def after_controller_start(self, context: TrainRunContext) -> None:
@@ -102,20 +99,6 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._restarts_left -= 1
 
     def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
-        self._ask_new_nodes()
-        if self._spares:
-            self._spares.before_group()
-
-    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
-        if self._spares:
-            nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
-            self._spares.after_group(nodes, worker_group.execute_single(0, _own_runtime_env))
-
-    def after_worker_group_poll_status(self, _status: WorkerGroupPollStatus) -> None:
-        if self._spares:
-            self._spares.look(ray_cluster.living_nodes)
-
-    def _ask_new_nodes(self) -> None:
         new = [node for node in ray_cluster.living_nodes() if node["NodeID"] not in self._known]
         if not new:
             return
@@ -136,11 +119,6 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             log.error("%s", error)
             return error
         return None
-
-
-def _own_runtime_env() -> str:
-    text: str = ray.get_runtime_context().get_runtime_env_string()
-    return text
 
 
 def look_at_nodes_now() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from ray.core.generated.common_pb2 import PYTHON
 from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 from ray.runtime_env import RuntimeEnv
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext, WorkerGroupPollStatus
 
 from dist_lm import lease
+from dist_lm.cluster.ray_cluster import living_nodes
 from dist_lm.cluster.ray_scale import Scale, room
 from dist_lm.config_ray import RaySection
 from dist_lm.run_dir import RunDir
@@ -70,7 +73,7 @@ def _import_of(module: str, **variables: str) -> Callable[[], None]:
     return import_first
 
 
-class Spares:
+class Spares(WorkerGroupCallback):  # type: ignore[misc]
     """In the controller's process: how many wait on which node."""
 
     def __init__(self, run_dir: Path, section: RaySection, scale: Scale) -> None:
@@ -79,22 +82,22 @@ class Spares:
         self._info: Any = None
         self._attempt_before, self._due = 0, False
 
-    def before_group(self) -> None:
-        """A group is about to be started."""
+    def before_worker_group_start(self, _context: WorkerGroupContext) -> None:
         self._attempt_before = self._lease().get("attempt", 0)
         self._due = False
 
-    def after_group(self, node_ids: Iterable[str], serialized_runtime_env: str) -> None:
-        """A group was started on these nodes, named once for each worker: it has used what waited there."""
+    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
+        """The group has used what waited on its nodes."""
         # Never below none: the first group had none to take.
-        self._waiting = self._waiting - Counter(node_ids)
-        self._info = get_runtime_env_info(RuntimeEnv.deserialize(serialized_runtime_env))
+        self._waiting = self._waiting - Counter(worker.metadata.node_id for worker in worker_group.get_workers())
+        text = worker_group.execute_single(0, _own_runtime_env)
+        self._info = get_runtime_env_info(RuntimeEnv.deserialize(text))
         # Ray compares the text.
-        self._info.serialized_runtime_env = serialized_runtime_env
+        self._info.serialized_runtime_env = text
         self._due = True
 
-    def look(self, living_nodes: Callable[[], list[dict[str, Any]]]) -> None:
-        """Called every second: once the group trains, start what is missing on each node."""
+    def after_worker_group_poll_status(self, _status: WorkerGroupPollStatus) -> None:
+        """Once the group trains, start what is missing on each node."""
         if not self._due or not self._trains():
             return
         self._due = False
@@ -133,3 +136,8 @@ class Spares:
             log.warning("no spare workers on %s: %s", address, error.code())
             return False
         return True
+
+
+def _own_runtime_env() -> str:
+    text: str = ray.get_runtime_context().get_runtime_env_string()
+    return text

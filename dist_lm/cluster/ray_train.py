@@ -69,7 +69,6 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     # Relative paths of a recipe count from the working directory, in workers too.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     ray_cluster.connect()
-    from dist_lm.cluster import ray_spares
     from dist_lm.cluster.ray_recovery import Recovery
 
     scale = choose_scale(section)
@@ -92,11 +91,10 @@ def run_on_ray(path: Path, overrides: list[str], *, max_restarts: int) -> int:
     recovery = Recovery(
         run_dir,
         final_errors,
-        ray_spares.Spares(run_dir, section, scale) if section.spare_workers else None,
         known={node["NodeID"] for node in nodes},
         max_restarts=max_restarts,
     )
-    trainer = _trainer(settings, section, scale, name=name, storage=storage, recovery=recovery)
+    trainer = _trainer(settings, section, scale, name=name, run_dir=run_dir, storage=storage, recovery=recovery)
     with (
         _stop_file_on_signal(RunDir(run_dir).stop_file) as stopped,
         gauges_of(RunDir(run_dir).metrics, run_dir.name),
@@ -173,14 +171,16 @@ def _trainer(
     scale: Scale,
     *,
     name: str,
+    run_dir: Path,
     storage: Path,
     recovery: Recovery,
 ) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from dist_lm.cluster.ray_spares import runtime_env
+    from dist_lm.cluster.ray_spares import Spares, runtime_env
 
+    spare = section.spare_workers
     return TorchTrainer(
         train_on_worker,
         train_loop_config=settings,
@@ -199,8 +199,8 @@ def _trainer(
             storage_path=str(storage),
             # Restarts are counted in `recovery`: Ray would charge a node's going, too.
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[recovery],
-            worker_runtime_env=runtime_env(cpu=not scale.use_gpu) if section.spare_workers else None,
+            callbacks=[recovery, Spares(run_dir, section, scale)] if spare else [recovery],
+            worker_runtime_env=runtime_env(cpu=not scale.use_gpu) if spare else None,
         ),
     )
 

@@ -6,8 +6,8 @@ the step is traced - the task's loss, its masked or chunked head, recomputed act
 is estimated but what kernels need for themselves.
 
 The trace runs on fake tensors (torch's FakeTensorMode), which know shapes only.  Tasks try their head
-and their attention on numbers when they meet a model: they meet one of a single layer first, before
-they make the micro-batch, which may depend on it.
+and their attention on numbers when they meet a model: they meet a small one first, before they
+make the micro-batch, which may depend on it.
 """
 
 from __future__ import annotations

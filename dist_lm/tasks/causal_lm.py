@@ -27,7 +27,7 @@ from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.errors import ConfigError
 from dist_lm.tasks.base import MicroBatch, Task
-from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, seen_by_decoder, takes, trial
+from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, takes, trial
 
 log = logging.getLogger(__name__)
 _TRIAL_TOKENS = 8
@@ -95,9 +95,7 @@ class CausalLanguageModelling(Task):
             "lm",
             model,
             self._head,
-            seen_by_decoder(inputs),
-            inputs["target_places"],
-            inputs["target_labels"],
+            inputs,
             chunk=self.settings.head_chunk,
             smoothing=self.settings.label_smoothing if model.training else 0.0,
         )

@@ -104,7 +104,7 @@ def find_decoder_head(model: Any) -> Head | None:
     )
 
 
-def seen_by_decoder(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _seen_by_decoder(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a causal model takes of a micro-batch.
 
     `row_positions` [B, T] are there where the model sees a part of the places only, and attention must know
@@ -121,21 +121,22 @@ def decoder_loss_sums(
     objective: str,
     model: Any,
     head: Head | None,
-    seen: Mapping[str, Tensor],
-    places_N: Tensor,
-    labels_N: Tensor,
+    inputs: Mapping[str, Tensor],
     *,
     chunk: int,
     smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Sums of a causal model's loss at some places of the flattened rows; `seen`: the model's inputs."""
+    """Sums of a causal model's loss at `target_places` [N] of the flattened rows, by `target_labels` [N]."""
+    seen, places_N = _seen_by_decoder(inputs), inputs["target_places"]
     logits_of: Callable[[Tensor], Tensor] = nn.Identity()
     if head is None:
         found_NX = model(**seen, use_cache=False).logits.flatten(0, 1)[places_N]
     else:
         found_NX = model.base_model(**seen, use_cache=False).last_hidden_state.flatten(0, 1)[places_N]
         logits_of = partial(head, model)
-    return loss_sums_in_chunks(objective, logits_of, found_NX, labels_N, chunk=chunk, smoothing=smoothing)
+    return loss_sums_in_chunks(
+        objective, logits_of, found_NX, inputs["target_labels"], chunk=chunk, smoothing=smoothing
+    )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
 from dist_lm.data.views import View
 from dist_lm.tasks.base import MicroBatch, Task, clipped
-from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head, seen_by_decoder
+from dist_lm.tasks.heads import Head, decoder_loss_sums, find_decoder_head
 
 
 class InstructionTuning(Task):
@@ -67,12 +67,4 @@ class InstructionTuning(Task):
         return MicroBatch(inputs, {"answer": len(judged)}, int(lengths_B[rows.real].sum()), ids_BT.size)
 
     def loss_sums(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return decoder_loss_sums(
-            "answer",
-            model,
-            self._head,
-            seen_by_decoder(inputs),
-            inputs["target_places"],
-            inputs["target_labels"],
-            chunk=self.settings.head_chunk,
-        )
+        return decoder_loss_sums("answer", model, self._head, inputs, chunk=self.settings.head_chunk)

@@ -27,7 +27,7 @@ ray.init()
 known = {node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == sys.argv[2]}
 known.add(ray.get_runtime_context().get_node_id())
 run_dir = Path(sys.argv[1])
-Recovery(run_dir, run_dir, None, known=known, max_restarts=0).before_worker_group_start(None)
+Recovery(run_dir, run_dir, known=known, max_restarts=0).before_worker_group_start(None)
 """
 """What Ray's controller calls before it starts a group of workers, on a cluster of two known nodes and a new one."""
 
