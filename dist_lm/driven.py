@@ -60,6 +60,23 @@ def spare_host_work() -> None:
 
     deepspeed.utils.nvtx.enable_nvtx = False
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    import_without_compiler()
+
+
+def import_without_compiler() -> None:
+    """Import DeepSpeed's Muon, whose class it looks for in each engine, and leave its functions as they are.
+
+    To decorate them with torch.compile takes torch's inductor, a second of every start, and no optimizer
+    here calls them.
+    """
+    from deepspeed.runtime import compiler
+
+    decorated = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = decorated
 
 
 def overlaps(settings: Mapping[str, Any]) -> bool:

@@ -12,8 +12,8 @@ from dist_lm.worker import prepare_environment
 
 prepare_environment()
 
-# DeepSpeed imports it for each engine, and with it the whole of torch's compiler: two seconds.
-import deepspeed.runtime.zero.muon.muon_optimizer
+# Every optimizer of torch imports it when it is made.
+import torch._dynamo
 import torch.utils.cpp_extension
 import torch.utils.tensorboard
 
@@ -22,9 +22,10 @@ import transformers.models.bert.modeling_bert
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 import dist_lm.train
-from dist_lm import ops
+from dist_lm import driven, ops
 from dist_lm.data.shards import load_webdataset
 
+driven.import_without_compiler()
 load_webdataset()
 if ops.is_built():
     # Once for all ranks: a rank that is killed while it loads the op leaves a lock behind.

@@ -142,6 +142,7 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values()),
         "tensors": len(parameters),
         "flat": sizes,
+        "compiler": "torch._inductor.compile_fx" in sys.modules,
     }
     parts.attempt.end(None)
     parts.engine.close()
@@ -222,6 +223,11 @@ def test_gradients_are_reduced_once_a_step_and_weights_gathered_once(
 def test_the_host_reads_one_value_of_a_step(found: dict[str, dict[str, Any]], name: str) -> None:
     # transformers looks at each mask that it is given: nothing of a batch without padding is read.
     assert found[name]["calls"]["reads"] == 1 + found[name]["padded"]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_step_waits_for_the_import_of_a_compiler(found: dict[str, dict[str, Any]], name: str) -> None:
+    assert not found[name]["compiler"]
 
 
 def test_stage_3_gathers_and_scatters_each_weight_once(found: dict[str, dict[str, Any]]) -> None:
