@@ -29,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(recorder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A head that tests share lives until the last test ends, and its processes take their part of the cores.
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
 @pytest.fixture(scope="session")
 def topics_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python language reference, prepared: tokenizer/, pairs/train, pairs/heldout."""

@@ -22,7 +22,7 @@ def head_net() -> Iterator[Network]:
         yield made
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Ray in this process, with two CPUs; its head has no dashboard."""
     with pytest.MonkeyPatch.context() as patch:
