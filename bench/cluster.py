@@ -271,7 +271,8 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
                 done = train_locally(recipe, num_ranks=1)
             if done.returncode:
                 raise RuntimeError(done.stdout + done.stderr)
-            times = [r["time"] for r in read_metrics(place / "run" / "metrics.jsonl", "train") if r["step"] > SETTLED_AT]
+            records = read_metrics(place / "run" / "metrics.jsonl", "train")
+            times = [record["time"] for record in records if record["step"] > SETTLED_AT]
             seconds[launcher].append((times[-1] - times[0]) / (len(times) - 1))
     start_again(net, *net.hosts[1:-1])
     ratios = [ray / local for ray, local in zip(seconds["ray"], seconds["local"], strict=True)]
