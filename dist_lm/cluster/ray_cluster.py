@@ -69,6 +69,7 @@ def check_nodes(run_dir: Path, nodes: list[dict[str, Any]]) -> dict[str, dict[st
 
 def _ask_all(meeting: Path, nonce: str, nodes: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     import ray
+    from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0, max_retries=0)(answer_from_node)
@@ -90,11 +91,17 @@ def _ask_all(meeting: Path, nonce: str, nodes: list[dict[str, Any]]) -> Iterator
         name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
         try:
             yield name, ray.get(reference)
-        except Exception as error:
+        except RayTaskError as error:
             raise EnvironmentFault(
                 f"node {name} cannot run this project",
                 why=str(error).strip().splitlines()[-1],
                 do="Install dist-lm with constraints.txt on every node.",
+            ) from error
+        except RayError as error:
+            raise EnvironmentFault(
+                f"node {name} was lost while it was asked",
+                why=str(error).strip().splitlines()[0],
+                do="`ray status` tells whether it is alive; start again without it, or once it is back.",
             ) from error
 
 

@@ -31,18 +31,18 @@ Recovery(run_dir, run_dir, known=known, max_restarts=0).before_worker_group_star
 """
 """What Ray's controller calls before it starts a group of workers, on a cluster of two known nodes and a new one."""
 
-FREEZES = """
+ASKS_TOO_LATE = """
 import os, signal, sys
 from pathlib import Path
 from dist_lm.cluster import ray_cluster
-ray_cluster.NODE_ANSWER_S = 3.0
+ray_cluster.NODE_ANSWER_S = float(sys.argv[3])
 ray_cluster.connect()
 nodes = ray_cluster.living_nodes()
-for pid in sys.argv[2:]:
-    os.kill(int(pid), signal.SIGSTOP)
+for pid in sys.argv[4:]:
+    os.kill(int(pid), signal.Signals[sys.argv[2]])
 ray_cluster.check_nodes(Path(sys.argv[1]), nodes)
 """
-"""A node stops between the look at the nodes and the question to each."""
+"""A signal comes to all processes of a node between the look at the nodes and the question to each."""
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +121,38 @@ def test_versions_that_differ_are_told_by_node(net: Network, recipe: Path, tmp_p
         net.wait_for_nodes(2)
 
 
+def broken_package(folder: Path) -> Path:
+    """A dist_lm that raises when it is imported."""
+    package = folder / "broken" / "dist_lm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('raise ImportError("half of an installation")')
+    return package
+
+
+@pytest.mark.soak
+def test_a_node_that_has_nothing_but_a_broken_installation_is_refused(
+    net: Network, recipe: Path, tmp_path: Path
+) -> None:
+    odd = net.hosts[2]
+    # On this node the folder of the driver's code holds something else.
+    mount = f'mount --bind {broken_package(tmp_path)} {REPOSITORY / "dist_lm"} && exec "$@"'
+    net.start_node(odd, inside=["unshare", "--mount", "sh", "-c", mount, "sh"])
+    net.wait_for_nodes(3)
+    try:
+        done = train(net, recipe)
+        assert_refused(net, done, f"node {odd.address} (", "cannot run this project", "half of an installation")
+        assert "constraints.txt on every node" in done.stderr
+    finally:
+        odd.kill()
+        net.wait_for_nodes(2)
+
+
 @pytest.mark.soak
 def test_a_node_whose_own_installation_is_broken_trains_by_the_code_of_the_driver(
     net: Network, recipe: Path, tmp_path: Path
 ) -> None:
-    package = tmp_path / "broken" / "dist_lm"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text('raise ImportError("half of an installation")')
     odd = net.hosts[2]
-    net.start_node(odd, env={"PYTHONPATH": str(package.parent)})
+    net.start_node(odd, env={"PYTHONPATH": str(broken_package(tmp_path).parent)})
     net.wait_for_nodes(3)
     try:
         done = train(net, recipe)
@@ -142,14 +165,21 @@ def test_a_node_whose_own_installation_is_broken_trains_by_the_code_of_the_drive
 
 
 @pytest.mark.soak
-def test_a_node_that_stops_while_it_is_asked_is_named(net: Network, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "wait_s", "told"),
+    [("SIGSTOP", 3, "no answer within 3 s from {}"), ("SIGKILL", 60, "node {} was lost while it was asked")],
+)
+def test_a_node_that_ends_while_it_is_asked_is_named(
+    net: Network, tmp_path: Path, number: str, wait_s: int, told: str
+) -> None:
     odd = net.hosts[2]
     net.start_node(odd)
     net.wait_for_nodes(3)
     try:
-        done = net.head.run([sys.executable, "-c", FREEZES, tmp_path / "run", *odd.pids()])
-        assert "no answer within 3 s from " in done.stderr
-        assert odd.address in done.stderr
+        name = odd.address if number == "SIGSTOP" else f"{odd.address} ({net.node_id(odd)[:6]})"
+        done = net.head.run([sys.executable, "-c", ASKS_TOO_LATE, tmp_path / "run", number, wait_s, *odd.pids()])
+        assert told.format(name) in done.stderr
+        assert "`ray status`" in done.stderr
     finally:
         odd.kill()
         net.wait_for_nodes(2)
