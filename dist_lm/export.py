@@ -118,6 +118,9 @@ def _save_tokenizer(run_dir: RunDir, model: PreTrainedModel, folder: Path) -> No
 @torch.no_grad()
 def _logits(model: PreTrainedModel, tokenizer_folder: Path) -> Tensor:
     """What the model says of one text, whatever its head says: [...]."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Where a file's weights begin in memory depends on its header, and decides how sums are rounded.
+        tensor.data = tensor.data.clone()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     inputs = dict(tokenizer(_PROBE_TEXT, return_tensors="pt"))
     accepted = inspect.signature(model.forward).parameters

@@ -15,6 +15,17 @@ from tests.predictors.small_models import save_model
 pytestmark = pytest.mark.fast
 
 
+def test_where_the_weights_begin_in_their_file_does_not_count(topics_data: Path, tmp_path: Path) -> None:
+    folder = save_model("BertForSequenceClassification", topics_data / "tokenizer", tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    reference = _logits(model, folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    for added in range(0, 64, 8):
+        save_file(weights, file, {"format": "pt", "title": "x" * added})
+        assert _check(folder, model, reference, tolerance=0.0) == 0.0
+
+
 def test_a_folder_that_does_not_hold_the_model_is_refused(topics_data: Path, tmp_path: Path) -> None:
     folder = save_model("BertForSequenceClassification", topics_data / "tokenizer", tmp_path / "model")
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
