@@ -5,6 +5,7 @@ Enters: a command line.  Leaves: an exit code.  Promises: heavy libraries are im
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,9 @@ def doctor(
     """
     from dist_lm.worker import prepare_environment
 
-    prepare_environment()
+    # It imports torch at its end; where that fails, a finding tells it.
+    with contextlib.suppress(Exception):
+        prepare_environment()
     from dist_lm.doctor.doctor import Wanted, examine, mend
 
     findings = []

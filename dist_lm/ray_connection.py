@@ -20,13 +20,15 @@ def join() -> bool:
     Raises EnvironmentFault where the cluster cannot be joined.
     """
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
 
     if ray.is_initialized():
         return True
     # Inside a job RAY_ADDRESS names the cluster; elsewhere the cluster on this machine is meant.
     address = os.environ.get("RAY_ADDRESS", "auto")
-    expect_answer(address, "RAY_ADDRESS")
     try:
+        # Ray waits for minutes for a cluster of this machine whose network is gone.
+        expect_answer(canonicalize_bootstrap_address(address) if address == "auto" else address, "RAY_ADDRESS")
         context = ray.init(address=address, log_to_driver=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EnvironmentFault(

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from dist_lm.config import RunConfig
 from dist_lm.doctor import compiled_ops, machine, storage
-from dist_lm.doctor.finding import Finding, of_error, ok
+from dist_lm.doctor.finding import Finding, fail, of_error, ok
 from dist_lm.errors import DistLMError
+
+_PINNED = "torch deepspeed transformers -c constraints.txt"
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,23 @@ def examine(wanted: Wanted) -> Iterator[Finding]:
     yield from machine.check_limits()
     yield from machine.check_network()
     yield from findings
+    data = settings
     if settings is not None:
-        yield from _run_folders(settings)
+        for finding in _run_folders(settings):
+            if (finding.check, finding.level) == ("storage", "fail"):
+                # Whoever opens the data would wait for minutes, and say the same.
+                data = None
+            yield finding
     else:
         yield from storage.check_folder(Path.cwd(), "disk")
     if wanted.cluster:
         yield from _ray(settings)
-    yield from _training(settings, wanted)
+    try:
+        yield from _training(settings)
+        yield from _data(data, every_byte=wanted.data)
+    except Exception as error:
+        what = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        yield fail("libraries", what, f"pip install --force-reinstall {_PINNED}, where a library cannot be imported.")
 
 
 def mend(finding: Finding) -> Finding:
@@ -73,15 +85,14 @@ def _run_folders(config: RunConfig) -> Iterator[Finding]:
     if config.data.cache.dir is not None:
         yield from storage.check_folder(config.data.cache.dir, "shard cache")
     for location in config.data.locations:
-        yield from storage.check_library(location)
+        yield from storage.check_source(location)
 
 
-def _training(config: RunConfig | None, wanted: Wanted) -> Iterator[Finding]:
+def _training(config: RunConfig | None) -> Iterator[Finding]:
     """The checks that import torch."""
     import torch
 
     from dist_lm.doctor.collectives import check_collectives
-    from dist_lm.doctor.run_settings import check_data, check_data_bytes
     from dist_lm.json_tree import read_json_tree
     from dist_lm.yaml_tree import plain
 
@@ -89,10 +100,16 @@ def _training(config: RunConfig | None, wanted: Wanted) -> Iterator[Finding]:
     yield from machine.check_accelerators(config.precision if config else None)
     file = config.deepspeed if config else None
     yield from compiled_ops.check_ops(plain(read_json_tree(file)) if file else {}, cpu=not gpus)
-    yield from check_collectives(max(gpus, 2) if gpus != 1 else 1, cpu=not gpus)
+    if not machine.loopback_error():
+        yield from check_collectives(max(gpus, 2) if gpus != 1 else 1, cpu=not gpus)
+
+
+def _data(config: RunConfig | None, *, every_byte: bool) -> Iterator[Finding]:
+    from dist_lm.doctor.run_settings import check_data, check_data_bytes
+
     if config is not None:
         yield from check_data(config)
-        if wanted.data:
+        if every_byte:
             yield from check_data_bytes(config)
 
 

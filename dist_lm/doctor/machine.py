@@ -23,6 +23,8 @@ OPEN_FILES = 4096
 _LAUNCHER_PORT = 29500
 """What `deepspeed` and `torchrun` take where MASTER_PORT says nothing."""
 _MEETING = "meeting port"
+_LOOPBACK_S = 5.0
+_RAISE_LOOPBACK = "ip link set lo up (as root): the processes of a run meet there, on one machine too."
 
 
 def check_versions() -> Iterator[Finding]:
@@ -100,7 +102,7 @@ def check_limits() -> Iterator[Finding]:
 
 
 def check_network(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """The machine's own name, the port where ranks meet, proxies."""
+    """The machine's own name and address, the port where ranks meet, proxies."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)
@@ -108,12 +110,27 @@ def check_network(environment: Mapping[str, str] = os.environ) -> Iterator[Findi
     except OSError as error:
         do = f"Add `127.0.0.1 {name}` to /etc/hosts, or set GLOO_SOCKET_IFNAME=lo on a single machine."
         yield fail("network", f"the host name {name} has no address: {error}", do)
+    trouble = loopback_error()
+    if trouble:
+        yield fail("network", f"127.0.0.1 cannot be reached: {trouble}", _RAISE_LOOPBACK)
     proxies = [key for key in environment if key.lower() in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")]
     exempt = environment.get("no_proxy", environment.get("NO_PROXY", ""))
     if proxies and not {"localhost", "127.0.0.1", "*"} & {word.strip() for word in exempt.split(",")}:
         do = f"export no_proxy=localhost,127.0.0.1,{name} with the addresses of all nodes."
         yield warn("network", f"{', '.join(proxies)} is set without exceptions; Ray would ask the proxy for nodes", do)
     yield _meeting_port(environment)
+
+
+def loopback_error() -> str:
+    """What is wrong with the address where the ranks of one machine meet; empty where nothing is."""
+    try:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            socket.create_connection(server.getsockname(), timeout=_LOOPBACK_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _meeting_port(environment: Mapping[str, str]) -> Finding:

@@ -11,11 +11,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_lm import disk
 from dist_lm.data.location import EXTRAS, is_http, is_remote, local_path, redact, scheme_of
 from dist_lm.doctor.finding import Finding, fail, of_error, ok, warn
 from dist_lm.errors import DistLMError
+
+if TYPE_CHECKING:
+    from dist_lm.data.retry import Retries
 
 LITTLE_BYTES = 5 * 10**9
 NOTHING_BYTES = 200 * 10**6
@@ -46,7 +50,28 @@ def check_folder(location: str | Path, check: str) -> Iterator[Finding]:
         yield warn("clock", f"{existing} is {skew_s:+.1f} s away from this machine's clock", do)
 
 
-def check_library(location: str | Path) -> Iterator[Finding]:
+def check_source(location: str | Path) -> Iterator[Finding]:
+    """Where a URL names the data, there are a library for it and a server that answers."""
+    missing = list(_library(location))
+    yield from missing
+    if is_remote(location) and not missing:
+        from dist_lm.data import storage
+        from dist_lm.data.manifest import MANIFEST_NAME
+
+        try:
+            storage.exists(storage.join(str(location), MANIFEST_NAME), retries=_few_retries())
+        except DistLMError as error:
+            yield of_error("storage", error)
+
+
+def _few_retries() -> Retries:
+    """A run waits for minutes until a server comes back; who looks wants to know."""
+    from dist_lm.data.retry import Retries
+
+    return Retries(attempts=2)
+
+
+def _library(location: str | Path) -> Iterator[Finding]:
     """The library that opens the scheme of a URL."""
     scheme = scheme_of(location)
     extra = EXTRAS.get(scheme, "")
@@ -85,18 +110,18 @@ def _write_and_rename(folder: Path) -> float:
 def _object(location: str, check: str) -> Iterator[Finding]:
     from dist_lm.data import storage
     from dist_lm.data.remote_file import file_system
-    from dist_lm.data.retry import Retries
 
-    missing = list(check_library(location))
+    missing = list(_library(location))
     if missing or is_http(location):
         do = "Name a folder, or s3://..., gs://..., az://..."
         yield from missing or [fail(check, f"{redact(location)} is a web server: nothing can be written there", do)]
         return
     url = storage.join(location, f".dist-lm-doctor-{secrets.token_hex(8)}")
     content = secrets.token_bytes(1 << 16)
-    storage.write_bytes(url, content)
-    same = storage.read_bytes(url) == content
-    fs, key = file_system(url, Retries())
+    retries = _few_retries()
+    storage.write_bytes(url, content, retries=retries)
+    same = storage.read_bytes(url, retries=retries) == content
+    fs, key = file_system(url, retries)
     fs.rm_file(key)
     if same:
         yield ok(check, f"{redact(location)}: written and read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 import subprocess
@@ -15,6 +16,9 @@ from dist_lm.doctor import compiled_ops, machine, ray_side, storage
 from dist_lm.doctor.collectives import check_collectives
 from dist_lm.doctor.doctor import mend
 from dist_lm.doctor.finding import Finding
+from dist_lm.errors import EnvironmentFault
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def worst(findings: object) -> list[Finding]:
@@ -38,6 +42,33 @@ def mounted(folder: Path, size: str) -> str:
     """Begins a shell line that goes on in a mount namespace where the folder is a small file system."""
     inner = f'mount -t tmpfs -o size={size} none {folder} && exec "$@"'
     return f"exec unshare --user --map-root-user --mount sh -c '{inner}' sh"
+
+
+APART = ("unshare", "--user", "--map-root-user", "--mount", "--net", "--uts", "sh", "-c")
+BROKEN = """
+import socket, sys
+taken = socket.socket()
+taken.bind(("", int(sys.argv[1])))
+taken.listen()
+from dist_lm.cli import main
+main(["doctor"])
+"""
+
+
+def doctor_apart(prepare: str, code: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in namespaces without any network, after a shell line that changes them."""
+    possible = subprocess.run([*APART, "true"], capture_output=True, text=True, check=False)
+    if possible.returncode:
+        pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
+    variables.setdefault("PYTHONPATH", str(REPOSITORY))
+    return subprocess.run(
+        [*APART, f'{prepare} && exec "$@"', "sh", sys.executable, "-c", code, *words],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -69,6 +100,58 @@ def test_a_wrong_torch_is_named_with_the_version_that_is_wanted(
     assert finding.level == "fail"
     assert finding.what.startswith("torch 1.13.1 is not ")
     assert finding.do.startswith("pip install 'torch")
+
+
+def test_one_look_names_everything_that_is_wrong_and_its_remedy(tmp_path: Path, extensions: Path) -> None:
+    distribution(tmp_path, "torch", "1.13.1")
+    (extensions / "lock").touch()
+    prepare = "mount -t tmpfs -o size=64m none /dev/shm && hostname no-such-name"
+    variables = {"MASTER_PORT": "29517", "CXX": "no-such-compiler", "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    done = doctor_apart(prepare, BROKEN, "29517", **variables)
+    assert done.returncode == EnvironmentFault.exit_code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for what, do in {
+        "fail  versions: torch 1.13.1 is not": "pip install 'torch",
+        "warn  shared memory: /dev/shm has 64 of 64 MiB free": "--shm-size",
+        "fail  network: the host name no-such-name has no address": "/etc/hosts",
+        "fail  network: 127.0.0.1 cannot be reached": "ip link set lo up",
+        "fail  meeting port: port 29517 cannot be had": "--master_port",
+        "fail  op locks: a build that died left": "dist-lm doctor --fix",
+        "fail  compiler: there is no no-such-compiler": "apt-get install g++",
+    }.items():
+        assert what in done.stdout
+        assert do in done.stdout.partition(what)[2].partition("-> ")[2].partition("\n")[0]
+    # Ranks cannot meet, and would wait for a minute.
+    assert "collectives" not in done.stdout
+
+
+def test_a_torch_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+    distribution(tmp_path, "torch", "2.10.0")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text('raise ImportError("libcudart.so.11.0: cannot open shared object")')
+    done = subprocess.run(
+        [sys.executable, "-m", "dist_lm", "doctor"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == EnvironmentFault.exit_code, done.stderr
+    assert (
+        "fail  libraries: ImportError: libcudart.so.11.0: cannot open shared object\n      -> pip inst" in done.stdout
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_data_on_a_server_that_is_not_reached_are_told_at_once() -> None:
+    check = (
+        "from dist_lm.doctor.storage import check_source\nfor f in check_source('http://192.0.2.1/d'): print(f.line())"
+    )
+    done = doctor_apart("true", check)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fail  storage: cannot read from storage (http://192.0.2.1/d/manifest.json)")
+    assert "2 attempts failed" in done.stdout
+    assert "the network" in done.stdout
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,3 +320,8 @@ def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch)
     (finding,) = ray_side.check_cluster(None)
     assert finding.what.startswith("nobody answers at 127.0.0.1:9")
     assert finding.exit_code == 4
+    # Without an address the cluster of this machine is meant, whose network may be gone.
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", lambda address: "127.0.0.1:9")
+    (finding,) = ray_side.check_cluster(None)
+    assert finding.what.startswith("nobody answers at 127.0.0.1:9")
