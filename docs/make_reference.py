@@ -28,6 +28,23 @@ COMMANDS = """# Commands
 
 Made by `make reference` from the verbs themselves: what `--help` says.
 """
+# What the first example of a verb needs that a test of the pages does not have (tests/page_blocks.py).
+MARKS = {
+    "data corpus docs": "needs: minutes",
+    "data corpus packages": "needs: minutes",
+    "demo": "needs: minutes",
+    "doctor": "make soak",
+    "eval": "make soak",
+    "job logs": "needs: a Ray cluster",
+    "job resume": "needs: a Ray cluster",
+    "job status": "needs: a Ray cluster",
+    "job stop": "needs: a Ray cluster",
+    "predict": "make soak",
+    "stop": "needs: a run that goes on",
+    "submit": "needs: a Ray cluster",
+    "tb": "needs: somebody who ends it",
+    "train": "needs: minutes",
+}
 
 
 def configuration() -> str:
@@ -130,7 +147,9 @@ def _verb(command: Any, words: list[str]) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     table = "\n\n| | default | |\n|---|---|---|\n" + "\n".join(rows) if rows else ""
     blocks = "\n".join(examples)
-    return f"## dist-lm {' '.join(words)}\n\n" + "\n\n".join(told) + f"\n\n```\n{blocks}\n```{table}\n"
+    verb = " ".join(words)
+    mark = f"<!-- {MARKS[verb]} -->\n" if verb in MARKS else ""
+    return f"## dist-lm {verb}\n\n" + "\n\n".join(told) + f"\n\n{mark}```sh\n{blocks}\n```{table}\n"
 
 
 def _plain(value: Any) -> Any:

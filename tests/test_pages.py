@@ -17,11 +17,10 @@ from dist_lm.cli import app
 from dist_lm.config import RunConfig
 from dist_lm.config_files import load_config
 from dist_lm.config_keys import ALIASES, ELSEWHERE, flatten
+from tests.page_blocks import NEEDS, PAGES, REPOSITORY, SHELL, SOAK, Block, blocks, verb_of
 from tests.recipe_text import write_recipe
 
 pytestmark = pytest.mark.fast
-REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 _ROW = re.compile(r"^\| `(\w+)` \| (?:`([\w.]+)`|-) \|", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#]+)")
 
@@ -120,28 +119,29 @@ def test_the_verbs_and_options_that_a_page_names_exist() -> None:
     assert checked > 20
 
 
-_COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:python -m dist_lm|dist-lm) ([^#\n]+)", re.MULTILINE)
-# A command of a page ends where the shell, or a remark in another column, begins.
-_END = re.compile(r"\s{2,}|\s[|>&]")
+_PROGRAM = re.compile(
+    r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:watch .*)?"
+    r"(?:\. |export |git |make |pip |python3? |docker |kubectl |sbatch |sky |ray |deepspeed |torchrun |dist-lm )"
+)
+_DIST_LM = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:.* -- )?(?:python -m dist_lm|dist-lm) ([^#]+)")
+# A command of a page ends where the shell begins.
+_END = re.compile(r"\s[|>&]")
+BLOCKS = list(blocks())
+COMMANDS = [
+    (block.page, shlex.split(_END.split(found[1].strip())[0]))
+    for block in BLOCKS
+    for line in block.commands
+    if (found := _DIST_LM.match(line))
+]
 
 
-def commands_of(page: Path) -> list[list[str]]:
-    """Words of every `dist-lm` command in the code blocks of a page."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    text = re.sub(r"\s*\\\n\s*", " ", "\n".join(blocks))
-    return [shlex.split(_END.split(found.strip())[0]) for found in _COMMAND.findall(text)]
-
-
-def verb_of(words: list[str]) -> tuple[list[str], typer.core.TyperCommand, list[str]]:
-    """The verb, its parser, and what it is given."""
-    command, verb, given = typer.main.get_command(app), [], list(words)
-    while given and given[0] in getattr(command, "commands", {}):
-        command = command.commands[given[0]]  # type: ignore[attr-defined]
-        verb.append(given.pop(0))
-    return verb, command, given  # type: ignore[return-value]
-
-
-COMMANDS = [(page.name, words) for page in [REPOSITORY / "README.md", *PAGES] for words in commands_of(page)]
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_of_commands_is_run_or_says_why_not(block: Block) -> None:
+    assert block.language == SHELL or not any(map(_PROGRAM.match, block.commands)), "a block of commands is ```sh"
+    if block.language != SHELL:
+        return
+    assert all(map(_PROGRAM.match, block.commands)), "a block of commands has nothing but commands"
+    assert not block.mark or block.mark == SOAK or block.mark.startswith(NEEDS), block.mark
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
