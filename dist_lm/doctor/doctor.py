@@ -6,6 +6,7 @@ hide the others; nothing is changed but by `mend`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from dist_lm.doctor import compiled_ops, machine, storage
 from dist_lm.doctor.finding import Finding, fail, of_error, ok
 from dist_lm.errors import DistLMError
 
-_PINNED = "torch deepspeed transformers -c constraints.txt"
+_PINNED = ("torch", "deepspeed", "transformers")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def examine(wanted: Wanted) -> Iterator[Finding]:
         yield from storage.check_folder(Path.cwd(), "disk")
     if wanted.cluster:
         yield from _ray(settings)
-    try:
-        yield from _training(settings)
-        yield from _data(data, every_byte=wanted.data)
-    except Exception as error:
-        what = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        yield fail("libraries", what, f"pip install --force-reinstall {_PINNED}, where a library cannot be imported.")
+    broken = _broken_library()
+    if broken is not None:
+        yield broken
+        return
+    yield from _training(settings)
+    yield from _data(data, every_byte=wanted.data)
 
 
 def mend(finding: Finding) -> Finding:
@@ -86,6 +87,18 @@ def _run_folders(config: RunConfig) -> Iterator[Finding]:
         yield from storage.check_folder(config.data.cache.dir, "shard cache")
     for location in config.data.locations:
         yield from storage.check_source(location)
+
+
+def _broken_library() -> Finding | None:
+    """The first one of those that training imports which cannot be imported."""
+    for library in _PINNED:
+        try:
+            importlib.import_module(library)
+        # What is wrong with a library can come as any error.
+        except Exception as error:
+            what = f"{library} cannot be imported: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            return fail("libraries", what, f"pip install --force-reinstall {' '.join(_PINNED)} -c constraints.txt")
+    return None
 
 
 def _training(config: RunConfig | None) -> Iterator[Finding]:
