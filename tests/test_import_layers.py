@@ -76,6 +76,7 @@ SEAMS = {
     "ray": {
         "cluster/ray_train.py",
         "cluster/ray_worker.py",
+        "cluster/ray_backend.py",
         "cluster/ray_recovery.py",
         "cluster/ray_spares.py",
         "cluster/ray_cluster.py",

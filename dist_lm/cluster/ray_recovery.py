@@ -9,7 +9,6 @@ project is drained and named, or ends the run where it cannot be drained.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,9 +46,6 @@ GONE_S = 15.0
 LOOK_S = 1.0
 """Between two looks for nodes that come, while there are too few."""
 _POLL_S = 0.1
-_SHUTDOWN = "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"
-_SHUTDOWN_S = "2"
-"""Ranks that wait for a lost one cannot leave their group: Ray gives them 30 s to try."""
 
 
 class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
@@ -62,7 +58,6 @@ class Recovery(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._looked_at = 0.0
 
     def after_controller_start(self, context: TrainRunContext) -> None:
-        os.environ.setdefault(_SHUTDOWN, _SHUTDOWN_S)
         self._give_back_what_a_killed_driver_holds(context.run_id)
         count_staying_nodes()
         let_workers_save_before_growth(RunDir(self._run_dir).regroup_file)

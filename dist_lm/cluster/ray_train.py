@@ -34,7 +34,7 @@ from dist_lm.run_dir import RunDir
 from dist_lm.stop import STOP_SIGNALS
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from dist_lm.cluster.ray_recovery import Recovery
 
@@ -48,7 +48,6 @@ DEFAULT_SETTINGS = {
     # Equal lines of several ranks are news, not noise.
     "RAY_DEDUP_LOGS": "0",
 }
-COLLECTIVE_TIMEOUT_S = 600
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_FIXED_S = "60"
 STOP_AGAIN_S = 1.0
@@ -174,14 +173,15 @@ def _trainer(
     run_dir: Path,
     storage: Path,
     recovery: Recovery,
-) -> TorchTrainer:
+) -> DataParallelTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from dist_lm.cluster.ray_backend import RanksConfig
     from dist_lm.cluster.ray_spares import Spares, runtime_env
 
     spare = section.spare_workers
-    return TorchTrainer(
+    return DataParallelTrainer(
         train_on_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -193,7 +193,7 @@ def _trainer(
             label_selector=section.label_selector or None,
             elastic_resize_monitor_interval_s=section.resize_s,
         ),
-        torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        backend_config=RanksConfig(),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
@@ -205,7 +205,7 @@ def _trainer(
     )
 
 
-def _fit(trainer: TorchTrainer, run_dir: RunDir, stopped: threading.Event) -> Exception | None:
+def _fit(trainer: DataParallelTrainer, run_dir: RunDir, stopped: threading.Event) -> Exception | None:
     """Train on the workers; returns what Ray gave up with, or StopRequested where nobody trained."""
     failures: list[Exception] = []
 

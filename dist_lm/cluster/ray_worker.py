@@ -40,8 +40,6 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     error in a file for the driver, and the workers end as if they were done.
     """
     final_errors = Path(settings["final_errors"])
-    if any(final_errors.iterdir()):
-        return
     # Ray ends one group before it starts the next: the run's lease passes on at once.
     os.environ[SUPERVISOR_VARIABLE] = settings["supervisor"]
     if settings["cpu"]:
@@ -49,39 +47,40 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     from dist_lm.worker import prepare_environment, report_failure, speak
 
     prepare_environment()
+    from dist_lm.ranks import Ranks, disconnect
+
     rank = int(os.environ["RANK"])
     speak(rank)
     loaded = load_run(Path(settings["path"]), settings["overrides"])
+    # A peer that cannot be met has died meanwhile, and Ray starts the group again.
+    ranks = Ranks.connect()
     try:
-        _train(loaded, cpu=settings["cpu"])
+        if not any(final_errors.iterdir()):
+            _train(loaded, ranks, cpu=settings["cpu"])
     except DistLMError as error:
-        from dist_lm.ranks import disconnect
-
         # The driver tells errors that end the run.
         if not isinstance(error, StopRequested):
             report_failure(loaded, rank, str(error), tell=error.restart_helps)
         if error.restart_helps:
             raise
         write_json(final_errors / f"rank-{rank:05d}.json", {"exit_code": error.exit_code, "message": str(error)})
-        # Peers that do not know of this error see the connection end, and Ray restarts the group.
-        disconnect()
     except GroupChanges:
         raise
     except Exception as error:
         report_failure(loaded, rank, f"error[crash] {type(error).__name__}: {error}", tell=False)
         raise
+    # Peers that do not know of an error see the connection end, and Ray restarts the group.
+    disconnect()
 
 
-def _train(loaded: LoadedConfig, *, cpu: bool) -> None:
+def _train(loaded: LoadedConfig, ranks: Ranks, *, cpu: bool) -> None:
     from dist_lm import ops
-    from dist_lm.ranks import Ranks
     from dist_lm.stop import StopFlag
     from dist_lm.summary import summary
     from dist_lm.train import train
 
     if cpu:
         ops.build_cpu_op()
-    ranks = Ranks.connect()
     stop = StopFlag()
     _stop_at_notice(stop, RunDir(loaded.config.run.dir).regroup_file)
     try:
