@@ -5,12 +5,14 @@
 Enters: nothing; the text is the docs corpus.  Leaves: a table, and exponents: y grows as x to that power,
 by least squares over the logarithms.  About five minutes on two idle cores.
 
-ranks   1, 2, 4 gloo ranks, the same rows a rank; CPU-seconds of all ranks a row: more ranks than cores
-        cannot be faster, but each row should cost the same.
+ranks   1, 2, 4 gloo ranks, the same rows a rank; `step_s_a_core` is a step's time divided by the ranks that
+        take turns on a core: it should stay the same.
 model   1, 4, 16 times the parameters beside the embeddings, on one rank.
 length  rows of 64 to 1024 tokens, one to sixteen times, with the same number of rows.
 shards  10 to 10 000 shards (simulated manifests, bench/data.py): time to open, of the first and later
         batches' places, memory held.
+
+`own_mib` is the peak of a rank's memory without the libraries, which it holds before it has a model.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.docs_data import corpus, prepared
 from bench.recorded import record
 from dist_lm.metrics import read_metrics
-from dist_lm.plan.baseline import EXACT_MALLOC
+from dist_lm.plan.baseline import EXACT_MALLOC, process_bytes
 from dist_lm.worker import prepare_environment
 
 CORPUS_MB = 4
@@ -55,9 +56,10 @@ class Trainings:
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps = folder, steps
         self.data, self.tokenizer = prepared(folder, corpus(folder, CORPUS_MB))
+        self.libraries_mib = process_bytes() / 2**20
 
     def __call__(self, *, ranks: int, rows: int, length: int, shape: dict[str, int]) -> Row:
-        """Step time, CPU-seconds a row, and the peak of a rank's memory."""
+        """Step time, and the peak of a rank's memory."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             recipe = Path(name) / "recipe.yaml"
             recipe.write_text(
@@ -77,24 +79,18 @@ class Trainings:
                 )
             )
             command = [sys.executable, "-m", "dist_lm", "train", "-c", str(recipe), "--cpu", str(ranks)]
-            used = _children_cpu_s()
             environment = {**os.environ, **EXACT_MALLOC, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
             if done.returncode:
                 raise SystemExit(done.stdout + done.stderr)
             records = read_metrics(Path(name) / "run" / "metrics.jsonl", "train")
-            used = _children_cpu_s() - used
         steady = sorted(each["step_seconds"] for each in records[WARM_UP:])
+        memory_mib = max(each["memory_gib"] for each in records) * 1024
         return {
             "step_s": steady[len(steady) // 2],
-            "cpu_s_a_run": used,
-            "memory_mib": max(each["memory_gib"] for each in records) * 1024,
+            "memory_mib": memory_mib,
+            "own_mib": memory_mib - self.libraries_mib,
         }
-
-
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _shape(hidden: int, layers: int) -> dict[str, int]:
@@ -134,9 +130,9 @@ def shards(_: Trainings) -> Iterator[Row]:
 
 
 PARTS: dict[str, tuple[Callable[[Trainings], Iterator[Row]], str, tuple[str, ...]]] = {
-    "ranks": (ranks, "ranks", ("step_s", "step_s_a_core", "memory_mib")),
-    "model": (model, "times", ("step_s", "memory_mib")),
-    "length": (length, "tokens", ("step_s", "memory_mib")),
+    "ranks": (ranks, "ranks", ("step_s", "step_s_a_core", "memory_mib", "own_mib")),
+    "model": (model, "times", ("step_s", "memory_mib", "own_mib")),
+    "length": (length, "tokens", ("step_s", "memory_mib", "own_mib")),
     "shards": (shards, "shards", ("open_ms", "first_ms", "batch_ms", "held_mb")),
 }
 

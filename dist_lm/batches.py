@@ -6,9 +6,10 @@ rank, or why there are none; what all ranks have agreed about the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from dist_lm.data.handover import Handover
 from dist_lm.data.rows import StepRows
 from dist_lm.data.stream import Stream
 from dist_lm.errors import DistLMError
@@ -54,7 +55,7 @@ class Batch:
     local_tokens: int
     """Those of this rank."""
     seconds: float
-    """Time that this rank waited for its rows, and made micro-batches of them."""
+    """Time that this rank waited for its rows, and for the micro-batches made of them."""
     peer_seconds: float
     """Time that it then waited for the other ranks."""
 
@@ -64,17 +65,47 @@ class Batch:
         return float(sum(part.slots for part in self.micro_batches))
 
 
-def next_local(stream: Stream, task: Task, plan: BatchPlan, give_up: Callable[[], bool], mesh: Mesh) -> LocalBatch:
-    """This rank's rows of the next step, or its part of them; a foreseen error is kept for all ranks to hear of.
+class LocalBatches:
+    """This rank's part of each step, made of the stream's rows by a thread, one step ahead.
 
-    Empty where the rows are not here and `give_up` says not to wait for them.
+    It owns the stream.  `close` ends both; what was made ahead of the last step is dropped, and no
+    position counts it.
     """
-    local = LocalBatch()
-    try:
-        local.rows = stream.next_rows(give_up)
-        if local.rows is not None:
-            parts = task.divide(local.rows.rows, plan)
-            local.micro_batches = [part_of(task.collate(rows), mesh) for rows in parts]
-    except DistLMError as error:
-        local.failure = error
-    return local
+
+    def __init__(self, stream: Stream, task: Task, plan: BatchPlan, mesh: Mesh) -> None:
+        self._stream, self._task, self._plan, self._mesh = stream, task, plan, mesh
+        self._handover: Handover[LocalBatch] = Handover(limit=1)
+        self._thread = self._handover.start(self._all(), "dist_lm-batches")
+
+    def next(self, give_up: Callable[[], bool]) -> LocalBatch:
+        """A foreseen error is kept for all ranks to hear of.
+
+        Empty where the rows are not here and `give_up` says not to wait for them.
+        """
+        try:
+            return self._handover.get(give_up) or LocalBatch()
+        except DistLMError as error:
+            return LocalBatch(failure=error)
+
+    def _all(self) -> Iterator[LocalBatch]:
+        while True:
+            rows = self._stream.next_rows(lambda: self._handover.closed)
+            if rows is None:
+                return
+            parts = self._task.divide(rows.rows, self._plan)
+            yield LocalBatch(rows, [part_of(self._task.collate(part), self._mesh) for part in parts])
+
+    def hurry(self) -> None:
+        """Let `close` wait for no read that is under way: it may be one that hangs."""
+        self._stream.hurry()
+
+    def close(self) -> None:
+        self._handover.close()
+        self._stream.close()
+        self._thread.join()
+
+    def __enter__(self) -> LocalBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

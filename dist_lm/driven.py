@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dist_lm.config import OptimSection
+from dist_lm.deepspeed_keys import MOST_LIVE
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEEPSPEEDS_OWN = (
@@ -23,6 +24,17 @@ _DEEPSPEEDS_OWN = (
 )
 """Settings about the reduction that only DeepSpeed's own has."""
 _DEEPSPEEDS_OWN_IN_ZERO = ("round_robin_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce")
+
+_DEEPSPEEDS_OWN_AT_STAGE_3 = (
+    "leaf_module",
+    "mics_shard_size",
+    "stage3_module_granularity_threshold",
+    "stage3_use_all_reduce_for_fetch_params",
+    "zero_hpz_partition_size",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_weights",
+)
+"""Settings about the gathering that only DeepSpeed's own hooks know."""
 
 
 def reduces_itself(settings: Mapping[str, Any]) -> bool:
@@ -48,6 +60,28 @@ def hand_over_reduction(settings: dict[str, Any]) -> torch.dtype | None:
     settings.setdefault("bf16", {})["check_grad_overflow"] = False
     types = settings.get("data_types", {})
     return _DTYPES.get(types.pop("grad_accum_dtype", None))
+
+
+def gathers_once(settings: Mapping[str, Any], num_parameters: int) -> bool:
+    """Whether dist_lm/whole_weights.py gathers the weights of stage 3: where all of them may be whole at one time.
+
+    Weights that lie elsewhere between steps need DeepSpeed's hooks; and who sets a key about how weights
+    are gathered gets DeepSpeed's way.
+    """
+    zero = settings.get("zero_optimization", {})
+    compiled = settings.get("compile", {}).get("deepcompile", False)
+    asked = any(name in zero for name in _DEEPSPEEDS_OWN_AT_STAGE_3)
+    live = int(zero.get("stage3_max_live_parameters", MOST_LIVE))
+    return zero.get("stage", 0) == 3 and num_parameters <= live and not (compiled or asked or _offloads_weights(zero))
+
+
+def hand_over_gathering(settings: dict[str, Any]) -> None:
+    """All weights are gathered together: none is kept whole between steps, and gathered by itself after each."""
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
+
+def _offloads_weights(zero: Mapping[str, Any]) -> bool:
+    return bool(zero.get("offload_param", {}).get("device", "none") != "none")
 
 
 def spare_host_work() -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,9 @@ from dist_lm.gradients import GradientReduction
 from dist_lm.parameters import groups
 from dist_lm.ranks import Ranks
 from dist_lm.tasks.base import MicroBatch, Task, TaskModule
+
+if TYPE_CHECKING:
+    from dist_lm.whole_weights import WholeWeights
 
 Sums = dict[str, Tensor]
 _DROPOUT = 201
@@ -50,7 +52,7 @@ class StepResult:
     """This rank's `<objective>_loss` and `<objective>_correct` sums."""
     grad_norm: float | Tensor
     """Global gradient norm before clipping."""
-    applied: bool = True
+    applied: bool | Tensor = True
     """False where the gradient was not finite, so that no rank changed its weights."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Host time of `forward`, `backward` and `optimizer`."""
@@ -93,6 +95,9 @@ class Engine:
         if self._own_clip is not None:
             settings["gradient_clipping"] = 0.0
         accumulate_in = driven.hand_over_reduction(settings) if own_reduction else None
+        gathers_once = driven.gathers_once(settings, sum(p.numel() for p in module.parameters()))
+        if gathers_once:
+            driven.hand_over_gathering(settings)
         try:
             optimizer = driven.build_optimizer(optim, parameter_groups, offloaded=driven.offloads(settings))
             self._engine, *_ = deepspeed.initialize(
@@ -124,6 +129,16 @@ class Engine:
                 accumulate_in=accumulate_in,
             )
             self._engine.set_gradient_accumulation_boundary(True)
+        self._fused: Any = None
+        """The optimizer of torch, where its kernel clips and skips by what stands on the device."""
+        if self._own_clip is not None and optim.name == "adamw":
+            self._fused = optimizer
+        self._weights: WholeWeights | None = None
+        if gathers_once:
+            from dist_lm.whole_weights import WholeWeights
+
+            bucket = int(self._engine.zero_prefetch_bucket_size())
+            self._weights = WholeWeights(module, self._engine.optimizer, bucket_elements=bucket)
         self._groups = [(group["lr_scale"], group["weight_decay"]) for group in parameter_groups]
         self._undo_first_step()
         self.check_groups()
@@ -204,7 +219,11 @@ class Engine:
     def _forward(self, micro_batch: MicroBatch) -> Sums:
         # DeepSpeed's own forward prepares its own backward.
         module = self._engine if self._reduction is None else self.module
+        if self._weights is not None:
+            self._weights.begin()
         sums: Sums = module(**micro_batch.to(self.ranks.device).inputs)
+        if self._weights is not None:
+            self._weights.finish()
         return sums
 
     def _backward(self, loss: Any) -> None:
@@ -213,28 +232,40 @@ class Engine:
         else:
             loss.backward()
 
-    def _update(self) -> tuple[float | Tensor, bool]:
+    def _update(self) -> tuple[float | Tensor, bool | Tensor]:
         """Gradient norm before clipping, and whether the gradient was finite and the weights have changed."""
         if self._own_clip is None:
             self._engine.step()
+            if self._weights is not None:
+                self._weights.released()
             norm = self._engine.get_global_grad_norm()
             return 0.0 if norm is None else norm, bool(self._engine.was_step_applied())
-        # The one value of a step that the host waits for: it decides whether there is an update.
-        value = float(self._norm())
-        finite = math.isfinite(value)
-        if finite:
-            self._clip(value)
+        norm = self._norm()
+        finite: bool | Tensor = torch.isfinite(norm)
+        if self._fused is None:
+            finite = bool(finite)
+            if finite:
+                self._clip(float(norm))
+        else:
+            # Its kernel divides gradients by the one and does nothing where the other is 1: the host waits for neither.
+            clip = self._own_clip
+            self._fused.grad_scale = ((norm + _NORM_EPSILON) / clip).clamp(min=1.0) if clip else None
+            self._fused.found_inf = (~torch.isfinite(norm)).float()
+        self._apply(skip=finite is False)
+        return norm, finite
+
+    def _apply(self, *, skip: bool) -> None:
+        """The optimizer's step; `skip`: the host knows that there is none."""
         if self._reduction is None:
-            if not finite:
+            if skip:
                 # Without gradients the optimizer does nothing.
                 self.module.zero_grad(set_to_none=True)
             self._engine.step()
         else:
-            if finite:
+            if not skip:
                 self._reduction.hand_over()
                 self._engine.step()
             self._reduction.release()
-        return value, finite
 
     def _norm(self) -> Tensor:
         if self._reduction is not None:
@@ -256,7 +287,11 @@ class Engine:
         """Sums of one micro-batch without dropout; every rank must call it equally often."""
         self._engine.eval()
         try:
+            if self._weights is not None:
+                self._weights.begin()
             sums: Sums = self._engine(**micro_batch.to(self.ranks.device).inputs)
+            if self._weights is not None:
+                self._weights.release()
         finally:
             self._engine.train()
         return sums

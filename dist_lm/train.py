@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_lm.assemble import Parts, assemble, open_stream
-from dist_lm.batches import Batch, next_local
+from dist_lm.batches import Batch, LocalBatches
 from dist_lm.checkpoint.commit import Retention
 from dist_lm.checkpoint.fragments import loss_scale, own_fragments
 from dist_lm.checkpoint.manifest import Progress
@@ -24,8 +24,7 @@ from dist_lm.checkpoint.store import open_store, step_name
 from dist_lm.checkpoint.writer import RETRY_PAUSES_S, Writer
 from dist_lm.config_files import LoadedConfig
 from dist_lm.console import Console, Scene, on_terminal
-from dist_lm.data.stream import Stream
-from dist_lm.engine import StepResult
+from dist_lm.engine import StepResult, Sums
 from dist_lm.errors import DistLMError, StopRequested
 from dist_lm.evaluate import evaluate_all
 from dist_lm.faults import fault_point
@@ -69,6 +68,31 @@ def train(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: str) 
         parts.engine.close()
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """A step that was trained; its tensors are still on the device."""
+
+    progress: Progress
+    """Where the run stood after it."""
+    applied: bool | Tensor
+    sums: Sums
+    targets: dict[str, float]
+    host: dict[str, float]
+    """Seconds and tokens of this rank."""
+
+    @classmethod
+    def of(cls, progress: Progress, batch: Batch, result: StepResult) -> _Unread:
+        host = {
+            "tokens": float(batch.local_tokens),
+            "slots": batch.slots,
+            "padding": batch.slots - batch.local_tokens,
+            "data_seconds": batch.seconds,
+            "peer_seconds": batch.peer_seconds,
+            **{f"{name}_seconds": value for name, value in result.seconds.items()},
+        }
+        return cls(progress, result.applied, result.sums, batch.targets, host)
+
+
 class _Loop:
     """State of the loop between two steps."""
 
@@ -98,6 +122,8 @@ class _Loop:
         self.metrics: MetricsLog | None = None
         self.utilization = Utilization(self.ranks, self.config.precision, run.peak_tflops)
         self.window = Window()
+        self.unread: list[_Unread] = []
+        """Steps of which nobody knows yet whether they were sound."""
         self.last_metrics: dict[str, float] = {}
         self.heldout_metrics: dict[str, float] = {}
         self.stop_agreed = self.save_agreed = False
@@ -155,15 +181,19 @@ class _Loop:
 
     def _steps(self) -> None:
         """Until the run ends, has to go back, or has to read anew without what is damaged."""
-        with open_stream(self.parts, self.progress) as stream:
-            while not self._done and not self.spoilt and self._one_step(stream):
+        parts = self.parts
+        stream = open_stream(parts, self.progress)
+        with LocalBatches(stream, parts.task, parts.plan, parts.mesh) as batches:
+            while not self._done and not self.spoilt and self._one_step(batches):
                 if not self.spoilt:
                     self._after_step()
+        # A rank that stops waiting for data leaves steps that nobody took for the last.
+        self._read()
 
-    def _one_step(self, stream: Stream) -> bool:
+    def _one_step(self, batches: LocalBatches) -> bool:
         """False: nothing was trained on, as there is damage in the rows, or no time to wait for them."""
         step = self.progress.step + 1
-        batch = self._next_batch(stream, step)
+        batch = self._next_batch(batches, step)
         if batch is None:
             return False
         self.watch.enter("step", step)
@@ -186,13 +216,15 @@ class _Loop:
             tokens=self.progress.tokens + batch.global_tokens,
         )
         self.grad_norm, self.learning_rate = result.grad_norm, rate
-        self._count(batch, result)
+        self.unread.append(_Unread.of(self.progress, batch, result))
+        if self._reads_after(step, result):
+            self._read()
         if self.parts.mesh.part == 0:
             record_samples(batch.rows.rows, attempt=self.attempt.number, rank=self.ranks.rank, step=step)
         self._fault("after_step", step)
         return True
 
-    def _next_batch(self, stream: Stream, step: int) -> Batch | None:
+    def _next_batch(self, batches: LocalBatches, step: int) -> Batch | None:
         """This step's rows, and the one small sum over ranks that each step has.
 
         None: there is damage, to be read around; or a rank was asked to stop while it waited for data.
@@ -201,7 +233,7 @@ class _Loop:
         self._fault("before_data", step)
         began = time.perf_counter()
         failure: DistLMError | None = self.writer.error or self.attempt.lost
-        local = next_local(stream, self.task, self.parts.plan, self.stop.is_asked, self.parts.mesh)
+        local = batches.next(self.stop.is_asked)
         failure = failure or local.failure
         ready = time.perf_counter()
         self._fault("in_collective", step)
@@ -220,44 +252,54 @@ class _Loop:
             return None
         self.stop_agreed, self.save_agreed = stops > 0, saves > 0
         if idlers:
-            stream.hurry()
+            batches.hurry()
             return None
         assert local.rows is not None
         targets = dict(zip(self.task.objectives, counts, strict=True))
         waited = (ready - began, time.perf_counter() - ready)
         return Batch(local.rows, local.micro_batches, targets, int(global_tokens), local.tokens, *waited)
 
-    def _count(self, batch: Batch, result: StepResult) -> None:
-        """Let the guard see the step, and add it to the window."""
-        loss: float | None = None
-        if self.config.run.spike_mads and result.applied:
-            sums = {name: float(value) for name, value in result.sums.items()}
-            (loss,) = self.ranks.sum([averages(sums, batch.targets)["loss"]])
-        # fp16 finds its scale by steps that overflow: only one at the least scale says something.
-        searching = loss_scale(self.engine).get("cur_scale", 1.0) > 1.0
-        self.spoilt = self.small.guard.see(applied=result.applied or searching, loss=loss)
-        if not result.applied:
-            self._event("step_skipped", {"loss_scale": loss_scale(self.engine).get("cur_scale", 1.0)})
-            return
-        self.window.add(
-            result.sums,
-            batch.targets,
-            tokens=float(batch.local_tokens),
-            slots=batch.slots,
-            padding=batch.slots - batch.local_tokens,
-            data_seconds=batch.seconds,
-            peer_seconds=batch.peer_seconds,
-            **{f"{name}_seconds": value for name, value in result.seconds.items()},
-        )
+    def _reads_after(self, step: int, result: StepResult) -> bool:
+        """Whether the host waits for the device here: for what is written, judged, saved or known anyway."""
+        run = self.config.run
+        due = self._logs_after(step) or self._evaluates_after(step) or self.save_agreed
+        return due or bool(run.spike_mads) or isinstance(result.applied, bool)
+
+    def _read(self) -> None:
+        """Let the guard see the steps since the last reading, in order, and add them to the window.
+
+        Where one of them spoils the run, it stands where it stood then: later steps count as not trained.
+        """
+        unread, self.unread = self.unread, []
+        for step in unread:
+            applied, loss = bool(step.applied), None
+            if self.config.run.spike_mads and applied:
+                sums = {name: float(value) for name, value in step.sums.items()}
+                (loss,) = self.ranks.sum([averages(sums, step.targets)["loss"]])
+            # fp16 finds its scale by steps that overflow: only one at the least scale says something.
+            scale = loss_scale(self.engine).get("cur_scale", 1.0)
+            self.spoilt = self.small.guard.see(applied=applied or scale > 1.0, loss=loss)
+            if applied:
+                self.window.add(step.sums, step.targets, **step.host)
+            else:
+                self._event("step_skipped", {"loss_scale": scale}, step.progress.step)
+            if self.spoilt:
+                self.progress = step.progress
+                return
+
+    def _logs_after(self, step: int) -> bool:
+        return step % self.config.run.log_every == 0 or step == self.config.run.steps or self.stop_agreed
+
+    def _evaluates_after(self, step: int) -> bool:
+        run = self.config.run
+        regular = bool(run.eval_every) and step % run.eval_every == 0 and not self.stop_agreed
+        return regular or step == run.steps
 
     def _after_step(self) -> None:
-        run, step = self.config.run, self.progress.step
-        last = step == run.steps or self.stop_agreed
-        if step % run.log_every == 0 or last:
+        step = self.progress.step
+        if self._logs_after(step):
             self._record()
-        best: dict[str, Any] | None = None
-        if (run.eval_every and step % run.eval_every == 0 and not self.stop_agreed) or step == run.steps:
-            best = self._evaluate()
+        best = self._evaluate() if self._evaluates_after(step) else None
         # No periodic save in the middle of bad steps: it could not be gone back to.
         due = self.save_agreed and not self.small.guard.bad_in_row
         if due or best or self._done:
@@ -342,9 +384,10 @@ class _Loop:
             self.metrics = MetricsLog(self.run_dir.metrics, self.run_dir.tensorboard, resumed_step=self.progress.step)
         self._event("rolled_back", {"bad_step": bad_step, "position": self.progress.position})
 
-    def _event(self, name: str, values: dict[str, Any]) -> None:
+    def _event(self, name: str, values: dict[str, Any], step: int | None = None) -> None:
+        """`step`: where it was not the last one."""
         if self.metrics and not self.attempt.lost:
-            self.metrics.write("event", self.progress.step, {"event": name, **values})
+            self.metrics.write("event", self.progress.step if step is None else step, {"event": name, **values})
 
     def _fault(self, point: str, step: int) -> str:
         return fault_point(point, rank=self.ranks.rank, step=step, attempt=self.attempt.number)

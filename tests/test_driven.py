@@ -76,3 +76,30 @@ def test_what_the_deepspeed_file_says_stays(tmp_path: Any) -> None:
     file.write_text('{"zero_optimization": {"reduce_bucket_size": 77, "memory_efficient_linear": true}}')
     block = resolved(tmp_path, 3, 1_000, deepspeed=str(file))
     assert (block["reduce_bucket_size"], block["memory_efficient_linear"]) == (77, True)
+
+
+def test_stage_3_gathers_once_where_all_weights_may_be_whole() -> None:
+    assert driven.gathers_once(zero(3), 10**9)
+    assert driven.gathers_once(zero(3, offload_optimizer={"device": "cpu"}), 10**9)
+    assert not driven.gathers_once(zero(3), 10**9 + 1)
+    assert not driven.gathers_once(zero(3, stage3_max_live_parameters=99), 100)
+    assert not driven.gathers_once(zero(2), 100)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        zero(3, offload_param={"device": "cpu"}),
+        zero(3, zero_hpz_partition_size=2),
+        zero(3, stage3_module_granularity_threshold=1),
+        {**zero(3), "compile": {"deepcompile": True}},
+    ],
+)
+def test_weights_that_only_deepspeed_can_gather_are_left_to_it(settings: dict[str, Any]) -> None:
+    assert not driven.gathers_once(settings, 100)
+
+
+def test_weights_that_are_gathered_together_are_not_kept_whole_one_by_one() -> None:
+    settings = zero(3, stage3_param_persistence_threshold=1000)
+    driven.hand_over_gathering(settings)
+    assert settings["zero_optimization"]["stage3_param_persistence_threshold"] == 0

@@ -38,6 +38,7 @@ LAYERS: list[set[str]] = [
         "engine",
         "driven",
         "gradients",
+        "whole_weights",
         "compiled",
         "sequence_parallel",
         "checkpoint",
@@ -87,7 +88,10 @@ SEAMS = {
         "data/preparation/runners.py",
         "ray_connection.py",
     },
-    "deepspeed": {"engine.py", "driven.py", "deepspeed_config.py", "cluster/preload.py", "sequence_parallel.py"},
+    "deepspeed": {
+        *("engine.py", "driven.py", "whole_weights.py", "deepspeed_config.py"),
+        *("cluster/preload.py", "sequence_parallel.py"),
+    },
     "webdataset": {"data/shards.py"},
     "captum": {"predictors/attributions.py"},
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from dist_lm.accelerators import Accelerator
 from dist_lm.assemble import open_training_set
-from dist_lm.batches import next_local
+from dist_lm.batches import LocalBatches
 from dist_lm.config import ModelSection, RunConfig
 from dist_lm.data.stream import Stream
 from dist_lm.data.tokenizer import load_tokenizer
@@ -179,10 +179,11 @@ def _work(config: RunConfig, ranks: int) -> _Work:
     task = build_task(config.task, load_tokenizer(config.data.tokenizer), data.view, config.run.seed)
     model = introduce(task, config.model)
     columns = task.partner_columns
-    with Stream(
+    stream = Stream(
         data, global_rows=config.batch.global_rows, rank=0, world_size=mesh.data_world_size, partner_columns=columns
-    ) as stream:
-        steps = [next_local(stream, task, batch, lambda: False, mesh) for _ in range(_STEPS_SEEN)]
+    )
+    with LocalBatches(stream, task, batch, mesh) as batches:
+        steps = [batches.next(lambda: False) for _ in range(_STEPS_SEEN)]
     for local in steps:
         if local.failure is not None:
             raise local.failure

@@ -9,11 +9,15 @@ not repeated.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -27,6 +31,8 @@ from dist_lm.plan.plan import Machine, Options, Plan, make_plan
 
 _WARM_UP = 2
 _LEAST_STEPS = _WARM_UP + 2
+_BETWEEN_SIGNALS_S = 0.5
+"""Two that come at the same time are one."""
 # Steps as they will be, and nothing beside them.
 _PLAIN = (
     *("run.log_every=1", "run.eval_every=0", "run.save_every=1000000"),
@@ -86,14 +92,46 @@ def _train(
     """
     if steps < _LEAST_STEPS:
         raise ConfigError(f"--probe {steps} steps are too few", do=f"Write {_LEAST_STEPS} or more: two are warm-up.")
-    with tempfile.TemporaryDirectory(prefix="dist_lm-probe-") as folder:
+    with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="dist_lm-probe-") as folder:
         run = Path(folder) / "run"
         own = [f"run.dir={run}", f"run.steps={steps}", *_PLAIN]
         command = [sys.executable, "-m", "dist_lm", "train", "-c", str(config), "--cpu", str(ranks), "--max-restarts=0"]
-        environment = {**os.environ, **(variables or {})}
-        done = subprocess.run([*command, *overrides, *own], env=environment, capture_output=True, text=True)
+        code, told = _to_its_end([*command, *overrides, *own], {**os.environ, **(variables or {})})
         records = read_metrics(run / "metrics.jsonl", "train")
-        if done.returncode:
-            why = "\n".join(done.stderr.splitlines()[-8:])
-            raise EnvironmentFault(f"the probe ended with exit code {done.returncode}", where=str(config), why=why)
+        if code:
+            why = "\n".join(told.splitlines()[-8:])
+            raise EnvironmentFault(f"the probe ended with exit code {code}", where=str(config), why=why)
     return records[_WARM_UP:]
+
+
+def _to_its_end(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and messages of a run.  Whoever interrupts it ends its ranks too: they write into its folder."""
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with run:
+        try:
+            _, told = run.communicate()
+        except BaseException:
+            # The launcher ends its ranks at once where it is told twice.
+            run.terminate()
+            time.sleep(_BETWEEN_SIGNALS_S)
+            run.terminate()
+            run.communicate()
+            raise
+    return run.returncode, told
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM leaves nothing behind either.  Python lets the main thread alone hear it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import masking_utils
 
 from dist_lm.config import ModelSection
 from dist_lm.mesh import Mesh
@@ -153,7 +154,7 @@ def _trace(
                         parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
             live = _Live(module)
             # The counter of FLOPs keeps what a recomputing layer would let go: one of the two at a time.
-            with counter or live:
+            with _as_positions_say(inputs), counter or live:
                 sums = module(**inputs)
                 loss = sum(value for name, value in sums.items() if name.endswith("_loss"))
                 del sums
@@ -185,6 +186,22 @@ def _exchanges(config: Any, parts: int) -> dict[str, int]:
     moved = 2 * heads + 2 * int(getattr(config, "num_key_value_heads", heads))
     layers = int(config.num_hidden_layers)
     return {"exchanged": layers * moved * width * (parts - 1) // parts, "exchanges": 4 * layers}
+
+
+@contextlib.contextmanager
+def _as_positions_say(inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """A mask that keeps documents apart is made only where positions tell of several.
+
+    transformers reads that from the numbers; where there are none it makes one, of the row's length
+    squared, for each layer.
+    """
+    reads = masking_utils.find_packed_sequence_indices
+    if "position_ids" not in inputs:
+        masking_utils.find_packed_sequence_indices = lambda _: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = reads
 
 
 def _drop(parameter: Tensor) -> None:

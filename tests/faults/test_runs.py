@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def runs(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         **{f"skip{stage}": {"fault": "nan@rank1:step3:in_loss", "zero": stage} for stage in STAGES},
         "skip-bf16": {"fault": "nan@rank1:step3:in_loss", "zero": 1, "precision": "bf16"},
         "back": poison,
+        "back-late": {**poison, "run__log_every": 100},
         "hopeless": always,
         "often": {**always, "fault": "nan@rank0:step5:in_loss:always", "run__bad_steps": 1},
         "early": {
@@ -103,6 +105,26 @@ def test_the_run_goes_back_skips_the_data_and_says_so(runs: Any) -> None:
     calm, back = losses(root / "calm"), losses(root / "back")
     assert [back[step] for step in (1, 2, 3)] == pytest.approx([calm[step] for step in (1, 2, 3)], rel=1e-5)
     assert back[4] != pytest.approx(calm[4], rel=1e-5)
+
+
+def test_a_bad_step_that_is_read_late_is_the_same_step(runs: Any) -> None:
+    root, ended = runs
+    assert ended["back-late"]["exit_code"] == 0, ended["back-late"]
+    for name in ("step_skipped", "rolled_back"):
+        soon, late = events(root / "back", name), events(root / "back-late", name)
+        assert [_without_time(event) for event in late] == [_without_time(event) for event in soon]
+    (record,) = RunDir(root / "back-late").read_list("rollbacks")
+    assert (record["from_step"], record["begin"], record["end"]) == (3, 3 * 32, 5 * 32)
+    soon, late = (commit.published(root / name / "checkpoints")[0] for name in ("back", "back-late"))
+    assert _hashes(late) == _hashes(soon)
+
+
+def _without_time(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name != "time"}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
 
 
 def test_a_resumed_run_skips_the_same_data_again(runs: Any) -> None:

@@ -7,6 +7,7 @@ saw, the calls that Python made and the weights afterwards are compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -36,6 +37,11 @@ SMALL_BUCKETS: dict[str, tuple[int, bool]] = {
     "zero2-small-buckets": (2, True),
 }
 """Stage, and whether buckets are reduced beside the backward pass."""
+GATHERED: dict[str, dict[str, Any]] = {
+    "zero3-small-buckets": {"stage3_prefetch_bucket_size": 3000},
+    "zero3-deepspeeds-hooks": {"stage3_max_live_parameters": 1000},
+}
+"""Settings of stage 3: weights that come in many buckets, and weights that may not all be whole at one time."""
 OURS = [name for name in WAYS if name.startswith(("zero1", "zero2"))]
 
 
@@ -132,7 +138,7 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
             else:
                 work()
     parameters = dict(parts.engine.module.named_parameters())
-    weights = {name: p.detach().float().clone() for name, p in parameters.items()} if parts.engine.stage < 3 else {}
+    weights = _whole(parts.engine, parameters)
     found = {
         "calls": dict(counted.calls),
         "bytes": dict(counted.bytes),
@@ -147,6 +153,16 @@ def _measure(config: dict[str, Any], ranks: Any) -> dict[str, Any]:
     parts.attempt.end(None)
     parts.engine.close()
     return found
+
+
+def _whole(engine: Any, parameters: dict[str, Any]) -> dict[str, torch.Tensor]:
+    import deepspeed
+
+    gathered = contextlib.nullcontext()
+    if engine.stage == 3:
+        gathered = deepspeed.zero.GatheredParameters([*parameters.values()])
+    with gathered:
+        return {name: p.detach().float().clone() for name, p in parameters.items()}
 
 
 def _ddp_step(module: Any, optim: Any) -> Any:
@@ -180,6 +196,10 @@ def found(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         file = folder / f"{name}.json"
         file.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 3000, "overlap_comm": overlap}}))
         configs[name] = scenario(topics_data, folder / name, **common, zero=stage, deepspeed=str(file), batch__micro=16)
+    for name, settings in GATHERED.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({"zero_optimization": settings}))
+        configs[name] = scenario(topics_data, folder / name, **common, zero=3, deepspeed=str(file), batch__micro=16)
     for name in ("ddp", "ddp-accumulate4"):
         configs[name]["zero"] = "ddp"
     plan = folder / "plan.json"
@@ -216,13 +236,13 @@ def test_gradients_are_reduced_once_a_step_and_weights_gathered_once(
     assert way["calls"]["_allgather_base_"] == 2
     weight = 2 if "bf16" in name else 4
     assert way["bytes"]["_allgather_base_"] == weight * sum(way["flat"])
-    assert set(way["calls"]) == {"allreduce_", "_allgather_base_", "reads"}
+    assert set(way["calls"]) - {"reads"} == {"allreduce_", "_allgather_base_"}
 
 
 @pytest.mark.parametrize("name", [name for name in WAYS if not name.startswith("zero3")])
-def test_the_host_reads_one_value_of_a_step(found: dict[str, dict[str, Any]], name: str) -> None:
+def test_the_host_waits_for_no_value_of_a_step(found: dict[str, dict[str, Any]], name: str) -> None:
     # transformers looks at each mask that it is given: nothing of a batch without padding is read.
-    assert found[name]["calls"]["reads"] == 1 + found[name]["padded"]
+    assert found[name]["calls"].get("reads", 0) == found[name]["padded"]
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -230,10 +250,21 @@ def test_no_step_waits_for_the_import_of_a_compiler(found: dict[str, dict[str, A
     assert not found[name]["compiler"]
 
 
-def test_stage_3_gathers_and_scatters_each_weight_once(found: dict[str, dict[str, Any]]) -> None:
-    way, size = found["zero3"], 4 * found["zero3"]["parameters"]
-    assert way["bytes"]["_reduce_scatter_base_"] == pytest.approx(size / WORLD_SIZE, rel=0.02)
+@pytest.mark.parametrize("name", ["zero3", "zero3-accumulate4"])
+def test_stage_3_gathers_all_weights_together_and_once_a_step(found: dict[str, dict[str, Any]], name: str) -> None:
+    way, size = found[name], 4 * found[name]["parameters"]
+    assert way["calls"]["_allgather_base_"] == 1
     assert way["bytes"]["_allgather_base_"] <= 1.02 * size
+
+
+def test_stage_3_scatters_each_gradient_once(found: dict[str, dict[str, Any]]) -> None:
+    size = 4 * found["zero3"]["parameters"]
+    assert found["zero3"]["bytes"]["_reduce_scatter_base_"] == pytest.approx(size / WORLD_SIZE, rel=0.02)
+
+
+def test_weights_of_stage_3_come_in_many_buckets(found: dict[str, dict[str, Any]]) -> None:
+    assert found["zero3-small-buckets"]["calls"]["_allgather_base_"] > 5
+    assert found["zero3-small-buckets"]["bytes"]["_allgather_base_"] <= 1.02 * 4 * found["zero3"]["parameters"]
 
 
 @pytest.mark.parametrize("name", SMALL_BUCKETS)
@@ -245,7 +276,14 @@ def test_many_buckets_hold_the_same_gradients(found: dict[str, dict[str, Any]], 
         assert (way["weights"][key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
+@pytest.mark.parametrize("name", GATHERED)
+def test_however_weights_are_gathered_they_become_those_of_ddp(found: dict[str, dict[str, Any]], name: str) -> None:
+    ours, ddp = found[name]["weights"], found["ddp"]["weights"]
+    for key, weight in ddp.items():
+        assert (ours[key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
 @pytest.mark.parametrize("suffix", ["", "-accumulate4"])
 def test_weights_are_those_of_ddp(found: dict[str, dict[str, Any]], name: str, suffix: str) -> None:
     ours, ddp = found[name + suffix]["weights"], found["ddp" + suffix]["weights"]
@@ -258,3 +296,8 @@ def test_weights_are_those_of_ddp(found: dict[str, dict[str, Any]], name: str, s
 def test_the_engine_makes_few_python_calls_for_each_tensor(found: dict[str, dict[str, Any]], name: str) -> None:
     more = found[name]["python"] - found["ddp"]["python"]
     assert more <= 20 * found[name]["tensors"]
+
+
+def test_stage_3_makes_half_of_the_python_calls_of_deepspeeds_hooks(found: dict[str, dict[str, Any]]) -> None:
+    ddp = found["ddp"]["python"]
+    assert found["zero3"]["python"] - ddp < 0.5 * (found["zero3-deepspeeds-hooks"]["python"] - ddp)

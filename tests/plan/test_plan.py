@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dist_lm.cli import main
+
+TIMEOUT_S = 120
 
 RECIPE = """
 task: {{name: mlm}}
@@ -96,3 +101,21 @@ def test_a_probe_sets_real_steps_beside_the_plan(recipe: Path) -> None:
     assert planned_gib == pytest.approx(measured_gib, rel=0.1)
     assert ratio == pytest.approx(planned_gib / measured_gib, abs=0.01)
     assert not (recipe.parent / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_probe_leaves_nothing_behind(recipe: Path, tmp_path: Path, number: int) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "dist_lm", "plan", "-c", str(recipe), "--gpus", "1", "--probe", "1000000"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    probing = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + TIMEOUT_S
+    # It trains.
+    while not [*temporary.glob("dist_lm-probe-*/run/metrics.jsonl")]:
+        assert probing.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    probing.send_signal(number)
+    assert probing.wait(TIMEOUT_S) != 0
+    assert not [*temporary.glob("dist_lm-probe-*")]

@@ -58,6 +58,16 @@ def test_the_peak_is_that_of_a_real_step(topics_data: Path, recomputed: bool) ->
     assert planned.frozen == 0
 
 
+def test_rows_that_one_document_fills_are_traced_without_a_mask(tmp_path: Path) -> None:
+    tokenizer = train_kind(tmp_path, "bpe")
+    task = build_task(CausalLmTask(name="causal_lm", documents="joined"), tokenizer, token_view(tokenizer, 512), 1)
+    micro_batch = task.collate(token_rows(tokenizer, 512))
+    section = ModelSection(family="llama", size="tiny")
+    planned = step_of(task, section, micro_batch)
+    module = TaskModule(task.build_model(section), task).train()
+    assert planned.peak_with_gradients == pytest.approx(allocated_at_most(module, micro_batch), rel=0.01)
+
+
 def test_recomputing_trades_memory_for_work(topics_data: Path) -> None:
     task, micro_batch = micro_batch_of(topics_data, MlmTask(name="mlm"))
     plain = step_of(task, ModelSection(size="mini"), micro_batch)
