@@ -14,6 +14,7 @@ import torch
 
 from dist_lm.config import OptimSection
 from dist_lm.deepspeed_keys import MOST_LIVE
+from dist_lm.errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEEPSPEEDS_OWN = (
@@ -60,6 +61,20 @@ def hand_over_reduction(settings: dict[str, Any]) -> torch.dtype | None:
     settings.setdefault("bf16", {})["check_grad_overflow"] = False
     types = settings.get("data_types", {})
     return _DTYPES.get(types.pop("grad_accum_dtype", None))
+
+
+def require_precision(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError where this rank's device does not compute in the type that is asked for."""
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    for name, others, has in (
+        ("fp16", "bf16 or fp32", device.is_fp16_supported),
+        ("bf16", "fp16 or fp32", device.is_bf16_supported),
+    ):
+        if settings.get(name, {}).get("enabled") and not has():
+            what = f"{device.device_name()} of this machine has no {name}"
+            raise ConfigError(what, where="precision", do=f"Write precision={others}.")
 
 
 def gathers_once(settings: Mapping[str, Any], num_parameters: int) -> bool:

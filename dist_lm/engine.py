@@ -89,6 +89,7 @@ class Engine:
             compile_layers(model)
         parameter_groups = groups(module, optim)
         settings = copy.deepcopy(dict(deepspeed_settings))
+        driven.require_precision(settings)
         own_reduction = driven.reduces_itself(settings)
         # In fp32 at stage 0 DeepSpeed clips without telling the norm, so the engine clips itself.
         self._own_clip = optim.clip if own_reduction or driven.is_plain(settings) else None

@@ -15,7 +15,7 @@ from dist_lm import ops
 from dist_lm.checkpoint.fragments import WEIGHT, restore
 from dist_lm.config import OptimSection
 from dist_lm.engine import Engine
-from dist_lm.errors import DataError, EnvironmentFault
+from dist_lm.errors import ConfigError, DataError, EnvironmentFault
 from dist_lm.ranks import Ranks
 
 pytestmark = pytest.mark.fast
@@ -35,8 +35,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-def engine(ranks: Ranks, optimizer: str = "adamw", **zero: object) -> Engine:
-    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+def engine(ranks: Ranks, optimizer: str = "adamw", precision: str = "fp32", **zero: object) -> Engine:
+    low = {} if precision == "fp32" else {precision: {"enabled": True}}
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **low}
     return Engine(
         BertForMaskedLM(TINY),
         None,  # type: ignore[arg-type] # nothing is computed
@@ -55,6 +56,18 @@ class OfSgd:
 
     def read(self, name: str, key: str, start: int, size: int) -> torch.Tensor:
         raise AssertionError("nothing is read before the optimizer is known to fit")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_precision_that_the_device_lacks_is_refused(
+    alone: Ranks, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    # What DeepSpeed says of a CPU depends on the CPU.
+    monkeypatch.setattr(get_accelerator(), f"is_{precision}_supported", lambda: False)
+    with pytest.raises(ConfigError, match=f"cpu of this machine has no {precision}"):
+        engine(alone, precision=precision, stage=1)
 
 
 def test_the_state_of_another_optimizer_is_not_loaded(alone: Ranks) -> None:
