@@ -1,6 +1,6 @@
 """A training step of a small BERT and a small GPT-2: bare PyTorch, DDP, HF Trainer, DeepSpeed, dist_lm.
 
-    python bench/step.py [--rounds 10] [--rows N] [--seq-len 128] [--out bench/results/step.md]
+    python bench/step.py [--rounds 10] [--rows N] [--seq-len 128] [--fp32] [--out bench/results/step.md]
 
 How it measures: real text (the documentation of the installed packages), one thread a rank, gloo.  All
 variants of a process group hold the same first weights and take the same rows; they take turns, step
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="of a micro-batch on one rank; default: the recipe's, 16 and 8")
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--models", nargs="+", default=["bert", "gpt"], choices=["bert", "gpt"])
+    parser.add_argument("--fp32", action="store_true", help="without bf16, which some CPUs compute many times slower")
     parser.add_argument("--only", default="", help="part of the names of the process groups to run")
     parser.add_argument("--work", type=Path, help="where the corpus is kept for the next call")
     parser.add_argument("--out", type=Path, help="a .md file for the table; a .json beside it")
@@ -157,6 +158,8 @@ def main() -> None:
         for plan in groups(options.models):
             if options.only not in plan["group"]:
                 continue
+            if options.fp32:
+                plan["variants"] = [name for name in plan["variants"] if "bf16" not in name and name != "tuned"]
             rounds = max(round(options.rounds * plan["share"]), 3)
             rows = options.rows or step_data.RECIPES[plan["model"]].rows
             results.append(run_group({**plan, "rounds": rounds, "rows": rows, "seq_len": options.seq_len}, folder))
