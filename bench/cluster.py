@@ -52,7 +52,7 @@ WAIT_S = 150.0
 TRAINED_S = 30.0
 """How long a run has trained when the fault comes: the spare workers that it starts have then imported everything."""
 ENDLESS = 1_000_000
-OVERHEAD_STEPS, SETTLED_AT, OVERHEAD_ROUNDS = 400, 50, 5
+OVERHEAD_STEPS, SETTLED_AT, OVERHEAD_ROUNDS = 300, 50, 3
 HANGS_AT, STALL_LIMIT_S = 1500, 10
 ELASTIC = "ray.workers={min: 1, max: 2}"
 SIGNS = {
@@ -274,6 +274,7 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
             records = read_metrics(place / "run" / "metrics.jsonl", "train")
             times = [record["time"] for record in records if record["step"] > SETTLED_AT]
             seconds[launcher].append((times[-1] - times[0]) / (len(times) - 1))
+            print(f"{launcher} {1e3 * seconds[launcher][-1]:.2f} ms a step", file=sys.stderr, flush=True)
     start_again(net, *net.hosts[1:-1])
     ratios = [ray / local for ray, local in zip(seconds["ray"], seconds["local"], strict=True)]
     return {
