@@ -52,7 +52,7 @@ WAIT_S = 150.0
 TRAINED_S = 30.0
 """How long a run has trained when the fault comes: the spare workers that it starts have then imported everything."""
 ENDLESS = 1_000_000
-OVERHEAD_STEPS, SETTLED_AT, OVERHEAD_ROUNDS = 300, 50, 3
+OVERHEAD_STEPS, SETTLED_AT, OVERHEAD_ROUNDS = 150, 30, 3
 HANGS_AT, STALL_LIMIT_S = 1500, 10
 ELASTIC = "ray.workers={min: 1, max: 2}"
 SIGNS = {
