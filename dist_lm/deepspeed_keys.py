@@ -1,4 +1,4 @@
-"""Who owns which DeepSpeed setting.  Constants only; derived from DeepSpeed 0.19.
+"""Who owns which DeepSpeed setting.  Derived from DeepSpeed 0.19.
 
 DeepSpeed ignores top-level keys that it does not know, and in some blocks any key: a typo trains
 silently with a default.  So every key is listed here, and a test compares the lists with the keys
@@ -7,7 +7,7 @@ that the installed DeepSpeed reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 KeyPath = tuple[str, ...]
@@ -231,6 +231,11 @@ FORMULAS: dict[KeyPath, Formula] = {
 SMALLEST_BUCKET, LARGEST_BUCKET = 1_000_000, 200_000_000
 BUCKETS_OF_A_MODEL = 8
 """Elements of a reduction at stages 1 and 2, where the JSON does not say."""
+
+
+def offloads(zero: Mapping[str, Any], part: str) -> bool:
+    """Whether a block zero_optimization keeps its part, `offload_optimizer` or `offload_param`, off the device."""
+    return bool(zero.get(part, {}).get("device", "none") != "none")
 
 
 def default_bucket(stage: int, num_parameters: int) -> int:

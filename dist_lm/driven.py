@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from dist_lm import deepspeed_keys as keys
 from dist_lm.config import OptimSection
-from dist_lm.deepspeed_keys import MOST_LIVE
 from dist_lm.errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -86,17 +86,17 @@ def gathers_once(settings: Mapping[str, Any], num_parameters: int) -> bool:
     zero = settings.get("zero_optimization", {})
     compiled = settings.get("compile", {}).get("deepcompile", False)
     asked = any(name in zero for name in _DEEPSPEEDS_OWN_AT_STAGE_3)
-    live = int(zero.get("stage3_max_live_parameters", MOST_LIVE))
-    return zero.get("stage", 0) == 3 and num_parameters <= live and not (compiled or asked or _offloads_weights(zero))
+    live = int(zero.get("stage3_max_live_parameters", keys.MOST_LIVE))
+    return (
+        zero.get("stage", 0) == 3
+        and num_parameters <= live
+        and not (compiled or asked or keys.offloads(zero, "offload_param"))
+    )
 
 
 def hand_over_gathering(settings: dict[str, Any]) -> None:
     """All weights are gathered together: none is kept whole between steps, and gathered by itself after each."""
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-
-
-def _offloads_weights(zero: Mapping[str, Any]) -> bool:
-    return bool(zero.get("offload_param", {}).get("device", "none") != "none")
 
 
 def spare_host_work() -> None:
@@ -135,8 +135,7 @@ def overlaps(settings: Mapping[str, Any]) -> bool:
 
 
 def offloads(settings: Mapping[str, Any]) -> bool:
-    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    return bool(device != "none")
+    return keys.offloads(settings.get("zero_optimization", {}), "offload_optimizer")
 
 
 def is_plain(settings: Mapping[str, Any]) -> bool:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 
-import ray
 import ray.train
+from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
-
-from dist_lm.cluster.local import free_port
 
 
 class RanksConfig(BackendConfig):  # type: ignore[misc]
@@ -31,12 +29,8 @@ class RanksBackend(Backend):  # type: ignore[misc]
     """A local rank is the number of a device among those of all ranks of the node."""
 
     def on_start(self, worker_group: WorkerGroup, backend_config: BackendConfig) -> None:
-        address, port = worker_group.execute_single(0, _meeting_place)
+        address, port = worker_group.execute_single(0, get_address_and_port)
         worker_group.execute(_tell_rank, address, port)
-
-
-def _meeting_place() -> tuple[str, int]:
-    return ray.util.get_node_ip_address(), free_port()
 
 
 def _tell_rank(address: str, port: int) -> None:

@@ -16,7 +16,8 @@ from dist_lm.doctor import compiled_ops, machine, storage
 from dist_lm.doctor.finding import Finding, fail, of_error, ok
 from dist_lm.errors import DistLMError
 
-_PINNED = ("torch", "deepspeed", "transformers")
+_LIBRARIES = ("torch", "deepspeed", "transformers")
+"""What training imports; the checks of a machine alone need the first."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def examine(wanted: Wanted) -> Iterator[Finding]:
         yield from storage.check_folder(Path.cwd(), "disk")
     if wanted.cluster:
         yield from _ray(settings)
-    broken = _broken_library()
+    broken = _broken_library(_LIBRARIES if settings else _LIBRARIES[:1])
     if broken is not None:
         yield broken
         return
@@ -89,15 +90,15 @@ def _run_folders(config: RunConfig) -> Iterator[Finding]:
         yield from storage.check_source(location)
 
 
-def _broken_library() -> Finding | None:
-    """The first one of those that training imports which cannot be imported."""
-    for library in _PINNED:
+def _broken_library(libraries: Sequence[str]) -> Finding | None:
+    """The first one that cannot be imported."""
+    for library in libraries:
         try:
             importlib.import_module(library)
         # What is wrong with a library can come as any error.
         except Exception as error:
             what = f"{library} cannot be imported: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            return fail("libraries", what, f"pip install --force-reinstall {' '.join(_PINNED)} -c constraints.txt")
+            return fail("libraries", what, f"pip install --force-reinstall {' '.join(_LIBRARIES)} -c constraints.txt")
     return None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dist_lm.deepspeed_keys import default_bucket
+from dist_lm.deepspeed_keys import default_bucket, offloads
 
 _FP32 = 4
 _BUCKET_OF_STAGE_0 = 500_000_000
@@ -89,7 +89,7 @@ def states(
     summed = _FP32 if micro_steps > 1 and stage else width
     has_master = stage > 0 or precision != "fp32"
     optimizer = parameters * _FP32 * (3 if has_master else 2) * share
-    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    offloaded = offloads(zero, "offload_optimizer")
     bucket = _number(zero, "reduce_bucket_size", default_bucket(stage, parameters))
     # The partition's gradients are laid out once more for the optimizer, in its type.
     copied = parameters * _FP32 * share if stage in (1, 2) and not (own_reduction and summed == _FP32) else 0.0
@@ -127,7 +127,7 @@ def states(
     if offloaded:
         host, optimizer = optimizer + parameters * _FP32 * share, 0.0
         gradients = 0.0 if stage >= 2 else gradients
-    if zero.get("offload_param", {}).get("device", "none") != "none":
+    if offloads(zero, "offload_param"):
         host, weights = host + weights, 0.0
     return States(weights, gradients, optimizer, whole, buffers, reduction, gathered, host)
 

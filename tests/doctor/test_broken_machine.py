@@ -17,8 +17,7 @@ from dist_lm.doctor.collectives import check_collectives
 from dist_lm.doctor.doctor import mend
 from dist_lm.doctor.finding import Finding
 from dist_lm.errors import EnvironmentFault
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.gloo_ranks import REPOSITORY
 
 
 def worst(findings: object) -> list[Finding]:

@@ -224,6 +224,12 @@ def found(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return results
 
 
+def assert_weights_of_ddp(way: dict[str, Any], ddp: dict[str, Any]) -> None:
+    assert way["weights"].keys() == ddp["weights"].keys()
+    for key, weight in ddp["weights"].items():
+        assert (way["weights"][key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_gradients_are_reduced_once_a_step_and_weights_gathered_once(
     found: dict[str, dict[str, Any]], name: str
@@ -269,27 +275,21 @@ def test_weights_of_stage_3_come_in_many_buckets(found: dict[str, dict[str, Any]
 
 @pytest.mark.parametrize("name", SMALL_BUCKETS)
 def test_many_buckets_hold_the_same_gradients(found: dict[str, dict[str, Any]], name: str) -> None:
-    way, ddp = found[name], found["ddp"]["weights"]
+    way = found[name]
     assert way["calls"]["allreduce_"] > 10
     assert way["bytes"]["allreduce_"] == 4 * way["parameters"] + 4
-    for key, weight in ddp.items():
-        assert (way["weights"][key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
+    assert_weights_of_ddp(way, found["ddp"])
 
 
 @pytest.mark.parametrize("name", GATHERED)
 def test_however_weights_are_gathered_they_become_those_of_ddp(found: dict[str, dict[str, Any]], name: str) -> None:
-    ours, ddp = found[name]["weights"], found["ddp"]["weights"]
-    for key, weight in ddp.items():
-        assert (ours[key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
+    assert_weights_of_ddp(found[name], found["ddp"])
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
 @pytest.mark.parametrize("suffix", ["", "-accumulate4"])
 def test_weights_are_those_of_ddp(found: dict[str, dict[str, Any]], name: str, suffix: str) -> None:
-    ours, ddp = found[name + suffix]["weights"], found["ddp" + suffix]["weights"]
-    assert ours.keys() == ddp.keys()
-    for key, weight in ddp.items():
-        assert (ours[key] - weight).norm() <= CLOSE * weight.norm() + 1e-7, key
+    assert_weights_of_ddp(found[name + suffix], found["ddp" + suffix])
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2"])
