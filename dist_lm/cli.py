@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dist_lm import cli_cluster, cli_model, cli_plan, cli_setup
+from dist_lm import cli_cluster, cli_model, cli_plan, cli_setup, garbage
 from dist_lm.cli_data import data_app, tokenizer_app
 from dist_lm.cli_runs import add_verbs
 from dist_lm.errors import EXIT_DONE, DistLMError
@@ -66,11 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("dist_lm").setLevel(logging.INFO)
+    garbage.collect_seldom()
     try:
         app(args=given, standalone_mode=True)
     except DistLMError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    finally:
+        garbage.keep_all()
     sys.exit(EXIT_DONE)
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dist_lm"
 # From the bottom up; a module may import its own layer and those below.  A folder names its modules.
 LAYERS: list[set[str]] = [
     {
-        *("errors", "ray_connection", "disk", "faults", "duration", "yaml_tree", "json_tree"),
+        *("garbage", "errors", "ray_connection", "disk", "faults", "duration", "yaml_tree", "json_tree"),
         *("config", "config_data", "config_run", "config_ray", "config_section", "config_model"),
         *("config_pretraining", "config_fine_tuning", "config_custom", "named_class"),
         *("config_keys", "config_mistakes", "config_files", "recipes"),

@@ -8,8 +8,10 @@ Promises: no thread and no device is in use afterwards: the process can be forke
 import contextlib
 import io
 
+from dist_lm import garbage
 from dist_lm.worker import prepare_environment
 
+garbage.collect_seldom()
 prepare_environment()
 
 # Every optimizer of torch imports it when it is made.
@@ -31,3 +33,4 @@ if ops.is_built():
     # Once for all ranks: a rank that is killed while it loads the op leaves a lock behind.
     with contextlib.redirect_stdout(io.StringIO()):
         ShareMemCommBuilder().load(verbose=False)
+garbage.keep_all()

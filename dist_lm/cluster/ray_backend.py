@@ -11,7 +11,17 @@ import os
 import ray.train
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+
+class RanksTrainer(DataParallelTrainer):  # type: ignore[misc]
+    """Without what serves datasets of Ray to the workers: each group would start a process for it, for seconds."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [made for made in super()._create_default_callbacks() if not isinstance(made, DatasetsCallback)]
 
 
 class RanksConfig(BackendConfig):  # type: ignore[misc]

@@ -68,6 +68,7 @@ def _import_of(module: str, **variables: str) -> Callable[[], None]:
         os.environ.update(variables)
         # Training itself tells what is wrong here, in its own words.
         with contextlib.suppress(Exception):
+            importlib.import_module("dist_lm.garbage").collect_seldom()
             importlib.import_module(module)
 
     return import_first

@@ -175,13 +175,12 @@ def _trainer(
     recovery: Recovery,
 ) -> DataParallelTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from dist_lm.cluster.ray_backend import RanksConfig
+    from dist_lm.cluster.ray_backend import RanksConfig, RanksTrainer
     from dist_lm.cluster.ray_spares import Spares, runtime_env
 
     spare = section.spare_workers
-    return DataParallelTrainer(
+    return RanksTrainer(
         train_on_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_lm import garbage
 from dist_lm.config_files import LoadedConfig
 from dist_lm.deepspeed_config import load_run
 from dist_lm.disk import write_json
@@ -39,6 +40,7 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     Ray starts the group again after any exception.  Where that cannot help, each rank leaves its
     error in a file for the driver, and the workers end as if they were done.
     """
+    garbage.collect_seldom()
     final_errors = Path(settings["final_errors"])
     # Ray ends one group before it starts the next: the run's lease passes on at once.
     os.environ[SUPERVISOR_VARIABLE] = settings["supervisor"]
