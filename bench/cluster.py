@@ -13,7 +13,7 @@ frozen_node_s            SIGSTOP of everything on a host, workers={min: 1, max: 
 hung_thread_s            a worker's training thread waits for ever: seconds beyond run.stall_limit_s (10)
 submit_to_first_step_s   `dist-lm submit` to the first step
 ray_overhead             seconds a step on Ray / with the local launcher - 1, one worker on a node with a core to spare;
-                         without spare workers, whose imports would take most of so short a run's time
+                         runs that take turns of three seconds, all of Ray standing still in the others'
 
 Phases of a fault: `noticed` Ray's controller decides to start again; `asked` it asks for workers;
 `started` they run our code; `joined` imports, data and model are there; `step` the first step since.
@@ -22,6 +22,7 @@ Phases of a fault: `noticed` Ray's controller decides to start again; `asked` it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -30,29 +31,32 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.recorded import record
+from bench.turns import send, with_descendants
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import train_tokenizer
 from dist_lm.faults import GATE_VARIABLE, VARIABLE
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
-from tests.gloo_ranks import REPOSITORY, train_locally, write_recipe
+from tests.gloo_ranks import REPOSITORY, environment, write_recipe
 from tests.ray.hosts import DASHBOARD_PORT, Host, Network, network
 
 WAIT_S = 150.0
-TRAINED_S = 30.0
-"""How long a run has trained when the fault comes: the spare workers that it starts have then imported everything."""
+TRAINED_S, RESTS_S = 10.0, 3.0
+"""How long a run has trained at least when the fault comes, and for how long its spare workers have then rested: they
+have imported everything."""
 ENDLESS = 1_000_000
-OVERHEAD_STEPS, SETTLED_AT, OVERHEAD_ROUNDS = 150, 30, 3
+OVERHEAD_TURNS, TURN_S = 40, 3.0
 HANGS_AT, STALL_LIMIT_S = 1500, 10
 ELASTIC = "ray.workers={min: 1, max: 2}"
 SIGNS = {
@@ -100,10 +104,13 @@ class Run:
         began = time.time()
         self.until(lambda: self.last_step_at() > began)
 
-    def has_trained(self) -> Run:
-        """Wait until it has trained for TRAINED_S."""
+    def has_trained(self, net: Network | None = None) -> Run:
+        """Wait until it has trained for TRAINED_S, and the spare workers of `net` are ready."""
         began = time.monotonic()
         self.until(lambda: time.monotonic() - began > TRAINED_S)
+        if net is not None:
+            spares = Spares(net)
+            self.until(spares.are_ready)
         return self
 
     def measure(self, fault: Callable[[], None]) -> dict[str, float]:
@@ -155,6 +162,37 @@ def run_on(net: Network, folder: Path, data: Path, *overrides: str) -> Iterator[
         driver.wait()
 
 
+class Spares:
+    """Workers of Ray that wait for a group of ranks, or import what those need."""
+
+    def __init__(self, net: Network) -> None:
+        self._net = net
+        self._used: dict[int, int] = {}
+        self._at = time.monotonic()
+
+    def are_ready(self) -> bool:
+        """Call it again and again: it compares."""
+        if time.monotonic() - self._at < RESTS_S:
+            return False
+        before, self._used, self._at = self._used, self._ticks(), time.monotonic()
+        return (
+            bool(before)
+            and before.keys() == self._used.keys()
+            and all(self._used[pid] - before[pid] < RESTS_S * os.sysconf("SC_CLK_TCK") / 20 for pid in before)
+        )
+
+    def _ticks(self) -> dict[int, int]:
+        """Process -> processor time that it used."""
+        found = {}
+        for host in self._net.hosts[1:]:
+            for pid in host.pids():
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::IDLE"):
+                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        found[pid] = int(fields[11]) + int(fields[12])
+        return found
+
+
 def host_of(net: Network, pid: int) -> Host:
     return next(host for host in net.hosts if pid in host.pids())
 
@@ -172,19 +210,18 @@ def start_again(net: Network, *hosts: Host, **options: Any) -> None:
 
 
 def freeze(host: Host) -> None:
-    for pid in host.pids():
-        os.kill(pid, signal.SIGSTOP)
+    send(host.pids(), signal.SIGSTOP)
 
 
 def dead_worker(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     with run_on(net, folder / "worker", data, "ray.workers=2") as run:
-        return run.has_trained().measure(lambda: os.kill(run.worker_pids()[1], signal.SIGKILL))
+        return run.has_trained(net).measure(lambda: os.kill(run.worker_pids()[1], signal.SIGKILL))
 
 
 def dead_node_spare(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     with run_on(net, folder / "spare", data, "ray.workers=2") as run:
         host = host_of(net, run.worker_pids()[1])
-        phases = run.has_trained().measure(host.kill)
+        phases = run.has_trained(net).measure(host.kill)
     start_again(net, host)
     return phases
 
@@ -220,7 +257,7 @@ def _elastic(net: Network, folder: Path, data: Path, fault: Callable[[Host], Non
     net.wait_for_nodes(len(net.hosts) - 1)
     with run_on(net, folder, data, ELASTIC) as run:
         host = host_of(net, run.worker_pids()[1])
-        phases = run.has_trained().measure(lambda: fault(host))
+        phases = run.has_trained(net).measure(lambda: fault(host))
         print(f"{fault.__name__} {phases}", file=sys.stderr, flush=True)
     start_again(net, host, spare)
     return phases
@@ -248,41 +285,91 @@ def submit_to_first_step(net: Network, folder: Path, data: Path) -> dict[str, An
     return {"sent": round(sent, 1), "step": round(step, 1)}
 
 
-def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
-    """Turns of both: the middle of the turns' ratios counts.
+@contextmanager
+def run_beside(folder: Path, recipe_data: Path, *overrides: str) -> Iterator[Run]:
+    """A run of the local launcher that trains; ended when the block ends."""
+    folder.mkdir()
+    recipe = write_recipe(folder / "recipe.yaml", recipe_data, run__steps=ENDLESS)
+    words = [sys.executable, "-m", "dist_lm", "train", "-c", recipe, *overrides, "--cpu", "1"]
+    with (folder / "log").open("wb") as log:
+        launcher = subprocess.Popen(
+            words, env=environment(), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    run = Run(RunDir(folder / "run"), launcher, folder / "log")
+    try:
+        run.until_it_trains()
+        yield run
+    finally:
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            send(with_descendants(launcher.pid), number)
+        launcher.wait()
 
-    One worker: Ray's head and node, some ten processes, have the other core, as they have on a machine with GPUs.
-    Two workers here would measure how three parties share two cores.
+
+def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
+    """Three runs of one worker take turns: on Ray, and two of the local launcher, which must be alike.
+
+    All of Ray stands still in the others' turns.  In its own it has the core that the worker leaves, as on a machine
+    with GPUs; two workers here would measure how three parties share two cores.
     """
     for host in net.hosts[1:-1]:
         host.kill()
     net.wait_for_nodes(2)
-    seconds: dict[str, list[float]] = {"ray": [], "local": []}
-    size = {"model__overrides__hidden_size": 128, "model__overrides__intermediate_size": 512}
-    for number in range(OVERHEAD_ROUNDS):
-        for launcher in ("ray", "local") if number % 2 else ("local", "ray"):
-            place = folder / f"{launcher}-{number}"
-            place.mkdir()
-            recipe = write_recipe(place / "r.yaml", data, run__steps=OVERHEAD_STEPS, run__save_every=ENDLESS, **size)
-            if launcher == "ray":
-                words = [sys.executable, REPOSITORY / "launch" / "on_ray.py", "-c", recipe]
-                done = net.head.run([*words, "ray.workers=1", "ray.spare_workers=false"])
-            else:
-                done = train_locally(recipe, num_ranks=1)
-            if done.returncode:
-                raise RuntimeError(done.stdout + done.stderr)
-            records = read_metrics(place / "run" / "metrics.jsonl", "train")
-            times = [record["time"] for record in records if record["step"] > SETTLED_AT]
-            seconds[launcher].append((times[-1] - times[0]) / (len(times) - 1))
-            print(f"{launcher} {1e3 * seconds[launcher][-1]:.2f} ms a step", file=sys.stderr, flush=True)
+    size = ("model.overrides.hidden_size=128", "model.overrides.intermediate_size=512")
+    common = (*size, f"run.save_every={ENDLESS}")
+    with ExitStack() as stack:
+        runs = {name: stack.enter_context(run_beside(folder / name, data, *common)) for name in ("local", "again")}
+        processes: dict[str, Callable[[], list[int]]] = {
+            name: partial(with_descendants, run.driver.pid) for name, run in runs.items()
+        }
+        for pids in processes.values():
+            send(pids(), signal.SIGSTOP)
+        on_ray = run_on(net, folder / "ray", data, *common, "ray.workers=1", "ray.spare_workers=false")
+        runs["ray"] = stack.enter_context(on_ray).has_trained()
+        processes["ray"] = lambda: [pid for host in net.hosts for pid in host.pids()]
+        # Before its run is asked to end.
+        stack.callback(lambda: send(processes["ray"](), signal.SIGCONT))
+        send(processes["ray"](), signal.SIGSTOP)
+        stretches = take_turns(processes, turns=OVERHEAD_TURNS, seconds=TURN_S)
     start_again(net, *net.hosts[1:-1])
-    ratios = [ray / local for ray, local in zip(seconds["ray"], seconds["local"], strict=True)]
+    seconds = {name: step_seconds(run, stretches[name]) for name, run in runs.items()}
+    of_a_turn = list(zip(seconds["ray"], seconds["local"], seconds["again"], strict=True))
+    ratios = [2 * ray / (local + again) for ray, local, again in of_a_turn]
+    same = [again / local for _, local, again in of_a_turn]
+    lower, middle, upper = quantiles(ratios, n=4)
     return {
-        "ray_step_ms": round(1e3 * median(seconds["ray"]), 2),
-        "local_step_ms": round(1e3 * median(seconds["local"]), 2),
-        "rounds_ms": {name: [round(1e3 * value, 2) for value in values] for name, values in seconds.items()},
-        "value": round(median(ratios) - 1, 4),
+        **{f"{name}_step_ms": round(1e3 * median(values), 2) for name, values in seconds.items()},
+        "value": round(middle - 1, 4),
+        "quartiles": [round(lower - 1, 4), round(upper - 1, 4)],
+        "aa": round(median(same), 4),
+        "turns": OVERHEAD_TURNS,
     }
+
+
+def take_turns(
+    processes: dict[str, Callable[[], list[int]]], *, turns: int, seconds: float
+) -> dict[str, list[tuple[float, float]]]:
+    """(began, ended) of each turn of each party, all of whose processes stand still before and after.
+
+    The order rotates.
+    """
+    stretches: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
+    order = list(processes)
+    for number in range(turns):
+        for index in range(len(order)):
+            name = order[(index + number) % len(order)]
+            send(processes[name](), signal.SIGCONT)
+            began = time.time()
+            time.sleep(seconds)
+            stretches[name].append((began, time.time()))
+            send(processes[name](), signal.SIGSTOP)
+    return stretches
+
+
+def step_seconds(run: Run, stretches: list[tuple[float, float]]) -> list[float]:
+    """Seconds of a step in each stretch, of the steps that lie within it but the first."""
+    ended_at = [record["time"] for record in read_metrics(run.run_dir.metrics, "train")]
+    inside = [[moment for moment in ended_at if began <= moment <= ended][1:] for began, ended in stretches]
+    return [(times[-1] - times[0]) / (len(times) - 1) for times in inside]
 
 
 FIGURES: dict[str, Callable[[Network, Path, Path], dict[str, Any]]] = {
@@ -323,9 +410,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     lines = [*head, *(row for key, phases in found.items() for row in rows(key, phases))]
     if "ray_overhead" in found:
         steps = found["ray_overhead"]
+        lower, upper = steps["quartiles"]
         lines += [
             "",
-            f"ray_overhead {steps['value']:+.2%}: {steps['ray_step_ms']} ms against {steps['local_step_ms']} ms",
+            f"ray_overhead {steps['value']:+.2%}, quartiles of {steps['turns']} turns {lower:+.2%} and {upper:+.2%}.",
+            "",
+            f"A step takes {steps['ray_step_ms']} ms on Ray, {steps['local_step_ms']} and {steps['again_step_ms']} ms",
+            f"in two runs of the local launcher (aa {steps['aa']}).",
         ]
     return "\n".join(lines)
 

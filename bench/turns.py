@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,13 +59,17 @@ class Turns:
 
     def _signal(self, number: int) -> None:
         assert self.process is not None
-        for process in _with_descendants(self.process.pid):
-            # It may end meanwhile.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
+        send(with_descendants(self.process.pid), number)
 
 
-def _with_descendants(root: int) -> list[int]:
+def send(processes: Iterable[int], number: int) -> None:
+    """A signal to each of them that has not ended meanwhile."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def with_descendants(root: int) -> list[int]:
     """A process and all that it started; launchers give ranks sessions of their own."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
