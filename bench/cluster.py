@@ -57,7 +57,7 @@ TRAINED_S, RESTS_S = 10.0, 3.0
 have imported everything."""
 ENDLESS = 1_000_000
 OVERHEAD_TURNS, TURN_S = 40, 3.0
-HANGS_AT, STALL_LIMIT_S = 1500, 10
+HANGS_AT, STALL_LIMIT_S = 6000, 10
 ELASTIC = "ray.workers={min: 1, max: 2}"
 SIGNS = {
     "noticed": "[FailurePolicy] RETRY",

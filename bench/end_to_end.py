@@ -1,10 +1,11 @@
 """Time to a held-out MLM loss on the docs corpus: HF Trainer and dist_lm, each at its best settings.
 
-    python bench/end_to_end.py [--minutes 6] [--target LOSS] [--out bench/results/end_to_end.md]
+    python bench/end_to_end.py [--minutes 6] [--fp32] [--target LOSS] [--out bench/results/end_to_end.md]
 
 How it measures: two CPU ranks, the same first weights (a BERT mini without dropout), data, seed, rows a
 step, learning rate and optimizer; both in bf16 without padding.  Trainer: DDP with gloo, autocast, fused
 AdamW, SDPA, no logging.  dist_lm: ZeRO-1, weights in bf16 with fp32 masters, head at masked positions.
+With --fp32, for processors that only emulate bf16, both compute in fp32.
 Both systems live at once and take turns of some seconds, in which the other is stopped; a system's clock
 runs in its own turns, from its launch on, and evaluations count for both.  Held-out losses come from the
 same rows under the same masks.  Without --target it is the best loss that both reached.
@@ -49,7 +50,9 @@ def first_weights(folder: Path, tokenizer: Path) -> Path:
     return folder / "model"
 
 
-def trainer(folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str]) -> Turns:
+def trainer(
+    folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str], precision: str
+) -> Turns:
     settings = {
         "model": str(model),
         "data": str(data),
@@ -60,6 +63,7 @@ def trainer(folder: Path, model: Path, data: Path, tokenizer: Path, environment:
         "micro_rows": ROWS // RANKS,
         "steps": STEPS,
         "lr": LR,
+        "precision": precision,
         "warmup_steps": WARM_UP,
         "eval_every": EVAL_EVERY,
     }
@@ -68,7 +72,7 @@ def trainer(folder: Path, model: Path, data: Path, tokenizer: Path, environment:
     return Turns([*launcher, str(script), json.dumps(settings)], folder / "hf.log", environment)
 
 
-def ours(folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str]) -> Turns:
+def ours(folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str], precision: str) -> Turns:
     recipe = folder / "dist_lm.yaml"
     recipe.write_text(
         f"""
@@ -79,7 +83,7 @@ batch: {{global: {ROWS}, micro: {ROWS // RANKS}}}
 optim: {{lr: {LR}, weight_decay: 0.01, clip: 1.0, schedule: {{kind: constant, warmup_steps: {WARM_UP}}}}}
 run: {{dir: {folder}/run, steps: {STEPS}, seed: {SEED}, log_every: {EVAL_EVERY}, eval_every: {EVAL_EVERY},
        save_every: {STEPS}}}
-precision: bf16
+precision: {precision}
 zero: 1
 deepspeed: {REPOSITORY}/ds_configs/cpu_gloo.json
 """
@@ -103,9 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=6.0, help="of both systems together, without preparation")
     parser.add_argument("--turn", type=float, default=15.0, help="seconds")
+    parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--target", type=float)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    precision = "fp32" if options.fp32 else "bf16"
     prepare_environment()
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))}
     environment["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -114,8 +120,8 @@ def main() -> None:
         data, tokenizer = prepared(folder, corpus(folder, CORPUS_MB))
         model = first_weights(folder, tokenizer)
         systems = {
-            "HF Trainer": trainer(folder, model, data, tokenizer, environment),
-            "dist_lm": ours(folder, model, data, tokenizer, environment),
+            "HF Trainer": trainer(folder, model, data, tokenizer, environment, precision),
+            "dist_lm": ours(folder, model, data, tokenizer, environment, precision),
         }
         try:
             take_turns(list(systems.values()), options.minutes * 60, options.turn)
@@ -129,7 +135,7 @@ def main() -> None:
             if not found:
                 raise SystemExit(f"{system} came to no evaluation:\n{systems[system].log.read_text()[-2000:]}")
         curves = {system: curve(systems[system], found) for system, found in records.items()}
-    report(curves, options.target, options.out)
+    report(curves, options.target, precision, options.out)
 
 
 def take_turns(systems: list[Turns], seconds: float, turn_s: float) -> None:
@@ -143,7 +149,7 @@ def take_turns(systems: list[Turns], seconds: float, turn_s: float) -> None:
         number += 1
 
 
-def report(curves: dict[str, list[dict[str, float]]], target: float | None, out: Path | None) -> None:
+def report(curves: dict[str, list[dict[str, float]]], target: float | None, precision: str, out: Path | None) -> None:
     best = {system: min(point["loss"] for point in points) for system, points in curves.items()}
     target = max(best.values()) if target is None else target
     found = {system: reached(points, target) for system, points in curves.items()}
@@ -157,7 +163,7 @@ def report(curves: dict[str, list[dict[str, float]]], target: float | None, out:
     if ratio is not None:
         lines.append(f"\ndist_lm needs {ratio:.2f} of Trainer's time.")
     figures = {"target": target, "ratio": ratio, "curves": curves}
-    record(f"Time to a held-out MLM loss of {target:.3f}, two CPU ranks, bf16", "\n".join(lines), figures, out)
+    record(f"Time to a held-out MLM loss of {target:.3f}, two CPU ranks, {precision}", "\n".join(lines), figures, out)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Evaluation(hf.TrainerCallback):  # type: ignore[misc]
         sums = torch.zeros(2, dtype=torch.float64)
         for part in rows:
             batch = self.task.collate(part)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings["precision"] == "bf16"):
                 found = module(**batch.inputs)
             sums += torch.tensor([float(found["mlm_loss"]), float(batch.targets["mlm"])], dtype=torch.float64)
         dist.all_reduce(sums)
@@ -99,7 +99,7 @@ def main() -> None:
         max_grad_norm=1.0,
         seed=settings["seed"],
         data_seed=settings["seed"],
-        bf16=True,
+        bf16=settings["precision"] == "bf16",
         use_cpu=True,
         ddp_backend="gloo",
         ddp_find_unused_parameters=False,
