@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -10,7 +11,11 @@ from pydoc_data.topics import topics
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.recorded_errors import Recorder
+from tests.recorded_errors import Recorder, listen
+from tests.recording.sitecustomize import FOLDER
+
+HERE = Path(__file__).resolve().parent
+RANKS = "ranks"
 
 # A busy machine is no fault of the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,16 +27,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        # The session that started this worker of xdist compares.
+        listen(Path(os.environ[FOLDER]))
+        return
     folder = tempfile.TemporaryDirectory(prefix="dist_lm-errors-")
     config.add_cleanup(folder.cleanup)
-    recorder = Recorder(Path(folder.name), write=config.getoption("--write-errors"))
-    recorder.listen()
-    config.pluginmanager.register(recorder)
+    listen(Path(folder.name))
+    config.pluginmanager.register(Recorder(Path(folder.name), write=config.getoption("--write-errors")))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With xdist's `loadgroup` one worker has all tests that start ranks, one after the other, and begins with them."""
+    for item in items:
+        group = RANKS if starts_ranks(item) else str(item.path.relative_to(HERE))
+        item.add_marker(pytest.mark.xdist_group(group))
     # A head that tests share lives until the last test ends, and its processes take their part of the cores.
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    items.sort(key=lambda item: (not starts_ranks(item), item.get_closest_marker("ray") is not None))
+
+
+def starts_ranks(item: pytest.Item) -> bool:
+    return item.path.relative_to(HERE).parts[0] in ("examples", "faults", "multi_rank", "ray")
 
 
 @pytest.fixture(scope="session")

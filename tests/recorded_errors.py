@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -24,26 +25,28 @@ FILE = HERE / "reproduced_errors.json"
 NOT = "not reproduced: "
 
 
+def variables(folder: Path) -> dict[str, str]:
+    """Of a process that shall note what it makes, with the dist_lm of this repository."""
+    paths = [str(HERE / "recording"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(path for path in paths if path)
+    return {sitecustomize.FOLDER: str(folder), "PYTHONPATH": path}
+
+
+def listen(folder: Path) -> None:
+    """To this process, and to those that it will start."""
+    os.environ.update(variables(folder))
+    if "dist_lm.errors" in sys.modules:
+        sitecustomize.watch(sys.modules["dist_lm.errors"])
+    else:
+        sys.meta_path.insert(0, sitecustomize._Finder())
+
+
 class Recorder:
     """A plugin of pytest."""
 
     def __init__(self, folder: Path, *, write: bool) -> None:
         self._folder, self._write = folder, write
         self._passed: set[str] = set()
-
-    def variables(self) -> dict[str, str]:
-        """Of a process that shall note what it makes, with the dist_lm of this repository."""
-        paths = [str(HERE / "recording"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-        path = os.pathsep.join(path for path in paths if path)
-        return {sitecustomize.FOLDER: str(self._folder), "PYTHONPATH": path}
-
-    def listen(self) -> None:
-        """To this process, and to those that it will start."""
-        os.environ.update(self.variables())
-        if "dist_lm.errors" in sys.modules:
-            sitecustomize.watch(sys.modules["dist_lm.errors"])
-        else:
-            sys.meta_path.insert(0, sitecustomize._Finder())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
@@ -102,4 +105,5 @@ def write(made: dict[tuple[str, str], list[str]], passed: set[str]) -> None:
 
 
 def _without_parameters(test: str) -> str:
-    return test.partition("[")[0]
+    """Nor the group that xdist writes after an `@`."""
+    return re.split(r"[\[@]", test, maxsplit=1)[0]
