@@ -8,16 +8,24 @@ import gc
 
 _NEW_OBJECTS = 10_000
 """Python's own number is 700."""
+_usual: tuple[int, int, int] | None = None
 
 
 def collect_seldom() -> None:
-    """Call before libraries are imported."""
-    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
+    """Call before libraries are imported; `keep_all` ends it."""
+    global _usual
+    if _usual is None:
+        _usual = gc.get_threshold()
+        gc.set_threshold(_NEW_OBJECTS, *_usual[1:])
 
 
 def keep_all() -> None:
-    """Never look again at what there is now: call once everything is imported, and before the process ends.
+    """Never look again at what there is now, and collect as usual what comes: a cycle may hold a device's memory.
 
-    A process that is forked afterwards shares the memory, which the collector would write to.
+    For when everything is imported, and before the process ends.  A process that is forked afterwards shares the
+    memory, which the collector would write to.  Nothing happens in a program of somebody else's, which never called
+    `collect_seldom`.
     """
-    gc.freeze()
+    if _usual is not None:
+        gc.set_threshold(*_usual)
+        gc.freeze()

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dist_lm import garbage
 from dist_lm.assemble import Parts, assemble, open_stream
 from dist_lm.batches import Batch, LocalBatches
 from dist_lm.checkpoint.commit import Retention
@@ -57,6 +58,7 @@ def train(loaded: LoadedConfig, ranks: Ranks, *, stop: StopFlag, launcher: str) 
     DistLMError as its class says.
     """
     parts = assemble(loaded, ranks, stop=stop, launcher=launcher)
+    garbage.keep_all()
     failure: BaseException | None = None
     try:
         return _Loop(parts, stop).run()
