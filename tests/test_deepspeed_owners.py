@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- "auto"
 
 
-@pytest.mark.parametrize(("path", "formula"), keys.FORMULAS.items(), ids=lambda item: str(item))
+@pytest.mark.parametrize(("path", "formula"), keys.FORMULAS.items(), ids=map(".".join, keys.FORMULAS))
 def test_auto_sizes_follow_from_the_hidden_size(folder: Path, path: keys.KeyPath, formula: keys.Formula) -> None:
     result = resolved({"zero_optimization": {"stage": 3, path[1]: "auto"}})
     expected = {
