@@ -19,9 +19,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/dist-lm demo --out demo
 
-# Two workers: one has the tests that start ranks, the other the rest.
+# In two processes; tests/conftest.py says what each takes.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 # Random faults for MINUTES, and every crash point and signal under every launcher.
 MINUTES ?= 20

@@ -7,15 +7,13 @@ import os
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.recorded_errors import Recorder, listen
 from tests.recording.sitecustomize import FOLDER
-
-HERE = Path(__file__).resolve().parent
-RANKS = "ranks"
 
 # A busy machine is no fault of the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,18 +35,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Recorder(Path(folder.name), write=config.getoption("--write-errors")))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With xdist's `loadgroup` one worker has all tests that start ranks, one after the other, and begins with them."""
-    for item in items:
-        group = RANKS if starts_ranks(item) else str(item.path.relative_to(HERE))
-        item.add_marker(pytest.mark.xdist_group(group))
-    # A head that tests share lives until the last test ends, and its processes take their part of the cores.
-    items.sort(key=lambda item: (not starts_ranks(item), item.get_closest_marker("ray") is not None))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of Ray come last: a head that they share lives until the last test ends, and takes its part of the cores.
+
+    Of two workers one begins with them, as they take longest.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None, reverse=hasattr(config, "workerinput"))
 
 
-def starts_ranks(item: pytest.Item) -> bool:
-    return item.path.relative_to(HERE).parts[0] in ("examples", "faults", "multi_rank", "ray")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes whole files, and one of them all tests of Ray: two clusters are too much for two cores."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if file.startswith("tests/ray/") else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")

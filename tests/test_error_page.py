@@ -64,9 +64,9 @@ def test_what_a_test_makes_is_noted_in_its_process_and_in_those_it_starts(tmp_pa
         "try: accelerator('abacus')\n"
         "except ConfigError: pass\n"
     )
-    environment = {**os.environ, **variables(tmp_path), "PYTEST_CURRENT_TEST": "tests/x.py::test_y[1]@group (call)"}
+    environment = {**os.environ, **variables(tmp_path), "PYTEST_CURRENT_TEST": "tests/x.py::test_y[1] (call)"}
     subprocess.run([sys.executable, "-c", made], cwd=REPOSITORY, env=environment, check=True)
     (note,) = tmp_path.iterdir()
-    assert note.read_text().endswith("\ttests/x.py::test_y[1]@group\n")
+    assert note.read_text().endswith("\ttests/x.py::test_y[1]\n")
     made_in = Recorder(tmp_path, write=False).made()
     assert made_in == {("dist_lm/accelerators.py", "there is no accelerator `{...}`"): ["tests/x.py::test_y"]}

@@ -14,7 +14,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from dist_lm.errors import EXIT_CRASH, DistLMError
 
 _PRELOADED = "dist_lm.cluster.preload"
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_FOLDER_BYTES = 107 - len("/pymp-12345678/listener-12345678")
+"""The kernel allows 107 bytes for the name of a socket."""
 _LOST = 255
 """What multiprocessing tells of a process whose server died."""
 
@@ -35,6 +39,7 @@ class RankProcess:
         given = (str(config), list(overrides), dict(variables), str(log or ""))
         self._process: BaseProcess
         if fork:
+            _choose_folder()
             multiprocessing.set_forkserver_preload([_PRELOADED])
             self._process = multiprocessing.get_context("forkserver").Process(target=_main, args=given)
         else:
@@ -57,6 +62,19 @@ class RankProcess:
         if self.poll() is None:
             self._process.kill()
         self._process.join()
+
+
+def _choose_folder() -> None:
+    """Of the server's socket.  It lies in the folder for temporary files, whose name may be too long for a socket's."""
+    chosen = tempfile.gettempdir()
+    if len(os.fsencode(chosen)) <= _FOLDER_BYTES:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        # What it returns once it returns always, and removes at the end.
+        util.get_temp_dir()
+    finally:
+        tempfile.tempdir = chosen
 
 
 def _main(config: str, overrides: list[str], variables: dict[str, str], log: str) -> None:

@@ -105,7 +105,8 @@ def test_a_probe_sets_real_steps_beside_the_plan(recipe: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_probe_leaves_nothing_behind(recipe: Path, tmp_path: Path, number: int) -> None:
-    temporary = tmp_path / "temporary"
+    # Too long for the name of a socket.
+    temporary = tmp_path / ("t" * 100)
     temporary.mkdir()
     command = [sys.executable, "-m", "dist_lm", "plan", "-c", str(recipe), "--gpus", "1", "--probe", "1000000"]
     environment = {**os.environ, "TMPDIR": str(temporary)}

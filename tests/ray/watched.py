@@ -24,7 +24,7 @@ from dist_lm.sample_log import VARIABLE, samples_by_step
 from tests.gloo_ranks import REPOSITORY, losses, train_locally, write_recipe
 from tests.ray.hosts import Host, Network
 
-WAIT_S = 150.0
+WAIT_S = 300.0
 ON_THE_NODE_AT = """
 import functools, runpy, sys
 import ray
