@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing import util
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -39,9 +40,7 @@ class RankProcess:
         given = (str(config), list(overrides), dict(variables), str(log or ""))
         self._process: BaseProcess
         if fork:
-            _choose_folder()
-            multiprocessing.set_forkserver_preload([_PRELOADED])
-            self._process = multiprocessing.get_context("forkserver").Process(target=_main, args=given)
+            self._process = fork_server().Process(target=_main, args=given)
         else:
             self._process = multiprocessing.get_context("spawn").Process(target=_main, args=given)
         self._process.start()
@@ -62,6 +61,13 @@ class RankProcess:
         if self.poll() is None:
             self._process.kill()
         self._process.join()
+
+
+def fork_server() -> ForkServerContext:
+    """The context whose processes are forked from the one that has imported everything."""
+    _choose_folder()
+    multiprocessing.set_forkserver_preload([_PRELOADED])
+    return multiprocessing.get_context("forkserver")
 
 
 def _choose_folder() -> None:

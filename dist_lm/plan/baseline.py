@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import multiprocessing
 import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dist_lm.cluster.rank_process import fork_server
 from dist_lm.errors import EnvironmentFault
 
-_PRELOADED = "dist_lm.cluster.preload"
 EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Variables by which glibc returns freed memory at once.  Without them it keeps what is freed in small
 pieces, and more of it the more steps there were."""
@@ -28,8 +27,7 @@ _ROWS, _TOKENS, _VOCABULARY = 8, 64, 1000
 
 def process_bytes() -> int:
     """Raises EnvironmentFault where the measuring process ends badly."""
-    multiprocessing.set_forkserver_preload([_PRELOADED])
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(there,))
     process.start()
