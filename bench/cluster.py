@@ -178,8 +178,9 @@ class Spares:
         if time.monotonic() - self._at < RESTS_S:
             return False
         before, self._used, self._at = self._used, self._processor_seconds(), time.monotonic()
-        rested = all(self._used[pid] - before[pid] < RESTS_S / 20 for pid in before.keys() & self._used.keys())
-        return bool(before) and before.keys() == self._used.keys() and rested
+        if not before or before.keys() != self._used.keys():
+            return False
+        return all(self._used[pid] - used < RESTS_S / 20 for pid, used in before.items())
 
     def _processor_seconds(self) -> dict[int, float]:
         """By process."""
