@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.docs_data import corpus, prepared
 from bench.recorded import REPOSITORY, record
-from bench.turns import Turns
+from bench.turns import EndedEarly, Program, take_turns
 from dist_lm.metrics import read_metrics
 from dist_lm.worker import prepare_environment
 
@@ -52,7 +52,7 @@ def first_weights(folder: Path, tokenizer: Path) -> Path:
 
 def trainer(
     folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str], precision: str
-) -> Turns:
+) -> Program:
     settings = {
         "model": str(model),
         "data": str(data),
@@ -69,10 +69,12 @@ def trainer(
     }
     script = REPOSITORY / "bench" / "end_to_end_hf.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    return Turns([*launcher, str(script), json.dumps(settings)], folder / "hf.log", environment)
+    return Program([*launcher, str(script), json.dumps(settings)], folder / "hf.log", environment)
 
 
-def ours(folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str], precision: str) -> Turns:
+def ours(
+    folder: Path, model: Path, data: Path, tokenizer: Path, environment: dict[str, str], precision: str
+) -> Program:
     recipe = folder / "dist_lm.yaml"
     recipe.write_text(
         f"""
@@ -89,10 +91,10 @@ deepspeed: {REPOSITORY}/ds_configs/cpu_gloo.json
 """
     )
     command = [sys.executable, "-m", "dist_lm", "train", "-c", str(recipe), "--cpu", str(RANKS), "--max-restarts=0"]
-    return Turns(command, folder / "dist_lm.log", environment)
+    return Program(command, folder / "dist_lm.log", environment)
 
 
-def curve(turns: Turns, records: list[dict[str, Any]]) -> list[dict[str, float]]:
+def curve(turns: Program, records: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [
         {"seconds": round(turns.active_s(each["time"]), 1), "step": each["step"], "loss": round(each["mlm_loss"], 4)}
         for each in records
@@ -123,11 +125,14 @@ def main() -> None:
             "HF Trainer": trainer(folder, model, data, tokenizer, environment, precision),
             "dist_lm": ours(folder, model, data, tokenizer, environment, precision),
         }
+        parties = list(systems.values())
         try:
-            take_turns(list(systems.values()), options.minutes * 60, options.turn)
+            take_turns(parties, options.turn, until=lambda: sum(p.seconds for p in parties) >= options.minutes * 60)
+        except EndedEarly as error:
+            raise SystemExit(str(error)) from None
         finally:
-            for turns in systems.values():
-                turns.end()
+            for party in parties:
+                party.end()
         lines = (folder / "hf.jsonl").read_text().splitlines() if (folder / "hf.jsonl").exists() else []
         theirs = [json.loads(line) for line in lines]
         records = {"HF Trainer": theirs, "dist_lm": read_metrics(folder / "run" / "metrics.jsonl", "eval")}
@@ -136,17 +141,6 @@ def main() -> None:
                 raise SystemExit(f"{system} came to no evaluation:\n{systems[system].log.read_text()[-2000:]}")
         curves = {system: curve(systems[system], found) for system, found in records.items()}
     report(curves, options.target, precision, options.out)
-
-
-def take_turns(systems: list[Turns], seconds: float, turn_s: float) -> None:
-    """Until the time is over; in each round the first is another."""
-    number = 0
-    while sum(turns.seconds for turns in systems) < seconds:
-        order = systems if number % 2 == 0 else systems[::-1]
-        for turns in order:
-            if not turns.run(turn_s):
-                raise SystemExit(f"a system ended early:\n{turns.log.read_text()[-2000:]}")
-        number += 1
 
 
 def report(curves: dict[str, list[dict[str, float]]], target: float | None, precision: str, out: Path | None) -> None:

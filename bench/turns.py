@@ -1,8 +1,8 @@
-"""Programs that take turns on one machine: each runs alone for some seconds, then waits for the others.
+"""Parties that take turns on one machine: each runs alone for some seconds, then stands still for the others.
 
-Enters: commands.  Leaves: the stretches of time in which each ran.
-Promises: all processes of a program are stopped and continued together, those too that it started; none
-is left behind.
+Enters: commands, or processes that run already.  Leaves: the stretches of time in which each ran.
+Promises: all processes of a party are stopped and continued together, those too that it started; of a
+program that was started here none is left behind.
 """
 
 from __future__ import annotations
@@ -12,56 +12,81 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 
+class EndedEarly(Exception):
+    """A program that takes turns has ended."""
+
+
 @dataclass
 class Turns:
-    """One program."""
+    """Of processes that somebody else starts and ends."""
 
-    command: Sequence[str]
-    log: Path
-    environment: dict[str, str]
+    processes: Callable[[], Iterable[int]]
     stretches: list[tuple[float, float]] = field(default_factory=list)
     """(began, ended), by time.time()."""
-    process: subprocess.Popen[bytes] | None = None
 
     @property
     def seconds(self) -> float:
         return sum(ended - began for began, ended in self.stretches)
 
-    def run(self, seconds: float) -> bool:
-        """One turn; False once the program has ended."""
+    def run(self, seconds: float) -> None:
+        """One turn; they stand still when it ends."""
+        self.go_on()
         began = time.time()
+        time.sleep(seconds)
+        self.stretches.append((began, time.time()))
+        self.stand_still()
+
+    def stand_still(self) -> None:
+        send(self.processes(), signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        send(self.processes(), signal.SIGCONT)
+
+    def active_s(self, moment: float) -> float:
+        """Seconds that they had run until `moment`."""
+        return sum(max(0.0, min(ended, moment) - began) for began, ended in self.stretches)
+
+
+class Program(Turns):
+    """Of a program that starts with its first turn."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        super().__init__(self._started)
+        self.command, self.log, self.environment = command, log, environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def run(self, seconds: float) -> None:
+        """One turn.  Raises EndedEarly where the program has ended."""
         if self.process is None:
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
-        self._signal(signal.SIGCONT)
-        alive = True
-        try:
-            self.process.wait(seconds)
-            alive = False
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGSTOP)
-        self.stretches.append((began, time.time()))
-        return alive
-
-    def active_s(self, moment: float) -> float:
-        """Seconds that it had run until `moment`."""
-        return sum(max(0.0, min(ended, moment) - began) for began, ended in self.stretches)
+        super().run(seconds)
+        if self.process.poll() is not None:
+            raise EndedEarly(f"{' '.join(self.command[:4])} ended early:\n{self.log.read_text()[-2000:]}")
 
     def end(self) -> None:
         if self.process is not None:
-            self._signal(signal.SIGKILL)
+            send(self._started(), signal.SIGKILL)
             self.process.wait()
 
-    def _signal(self, number: int) -> None:
-        assert self.process is not None
-        send(with_descendants(self.process.pid), number)
+    def _started(self) -> list[int]:
+        return [] if self.process is None else with_descendants(self.process.pid)
+
+
+def take_turns(parties: Sequence[Turns], seconds: float, *, until: Callable[[], bool]) -> None:
+    """Rounds of turns of `seconds` each; in each round another party is the first."""
+    first = 0
+    while not until():
+        for turns in [*parties[first:], *parties[:first]]:
+            turns.run(seconds)
+        first = (first + 1) % len(parties)
 
 
 def send(processes: Iterable[int], number: int) -> None:

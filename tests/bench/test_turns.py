@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.scaling import exponent
-from bench.turns import Turns
+from bench.turns import EndedEarly, Program, Turns, take_turns
 
 pytestmark = pytest.mark.fast
 # A launcher whose child leaves its process group and session, as ranks do.
@@ -29,11 +29,11 @@ def state(process: int) -> str:
 
 def test_a_program_rests_with_its_children_and_ends_with_them(tmp_path: Path) -> None:
     told = tmp_path / "child"
-    turns = Turns([sys.executable, "-c", LAUNCHER, str(told)], tmp_path / "log", dict(os.environ))
+    turns = Program([sys.executable, "-c", LAUNCHER, str(told)], tmp_path / "log", dict(os.environ))
     try:
         while not told.exists():
-            assert turns.run(0.2)
-        assert turns.run(0.05)
+            turns.run(0.2)
+        turns.run(0.05)
         assert turns.process is not None
         child = int(told.read_text())
         ended = os.pidfd_open(child)
@@ -49,8 +49,29 @@ def test_a_program_rests_with_its_children_and_ends_with_them(tmp_path: Path) ->
 
 
 def test_a_clock_runs_in_turns_only() -> None:
-    turns = Turns([], Path("log"), {}, stretches=[(10.0, 14.0), (20.0, 25.0)])
+    turns = Turns(list, stretches=[(10.0, 14.0), (20.0, 25.0)])
     assert [turns.active_s(moment) for moment in (9.0, 12.0, 17.0, 22.0, 99.0)] == [0.0, 2.0, 4.0, 6.0, 9.0]
+
+
+def test_each_round_another_is_the_first() -> None:
+    order: list[str] = []
+
+    class Party(Turns):
+        def run(self, seconds: float) -> None:
+            order.append(self.name)
+
+        def __init__(self, name: str) -> None:
+            super().__init__(list)
+            self.name = name
+
+    take_turns([Party(name) for name in "abc"], 0, until=lambda: len(order) == 12)
+    assert "".join(order) == "abcbcacababc"
+
+
+def test_a_program_that_ends_is_told(tmp_path: Path) -> None:
+    turns = Program([sys.executable, "-c", "print('so it was')"], tmp_path / "log", dict(os.environ))
+    with pytest.raises(EndedEarly, match="so it was"):
+        take_turns([turns], 0.2, until=lambda: False)
 
 
 def test_an_exponent_is_the_power() -> None:
