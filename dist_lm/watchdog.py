@@ -33,6 +33,7 @@ LONGEST_SEEN = 5.0
 UNSEEN = 10.0
 """A section that was never finished may take this many times the least limit."""
 TICK_S = 1.0
+_LEAST_TICK_S = 0.01
 _PY_SPY_S = 30.0
 _SILENT_TICKS = 5
 """Looks without a new beat after which a peer counts as frozen."""
@@ -41,6 +42,13 @@ _SILENT_TICKS = 5
 def limit_s(floor_s: float, longest_s: float | None) -> float:
     """Time that a section may take."""
     return floor_s * UNSEEN if longest_s is None else max(floor_s, longest_s * LONGEST_SEEN)
+
+
+def pause_s(waited_s: float, allowed_s: float) -> float:
+    """Time to the next look: at the moment when a section has taken too long, so that the last rank of a group
+    to be late finds the others so and ends it."""
+    left_s = allowed_s - waited_s
+    return TICK_S if left_s <= 0 else min(TICK_S, max(left_s, _LEAST_TICK_S))
 
 
 class Watchdog:
@@ -91,8 +99,12 @@ class Watchdog:
         return self._section, self.step, self._clock() - self._since
 
     def _watch(self) -> None:
-        while not self._closed.wait(TICK_S):
+        while not self._closed.wait(pause_s(*self._waited(self._section, self._since))):
             self.tick()
+
+    def _waited(self, section: str, since: float) -> tuple[float, float]:
+        """Seconds that a section has taken, and that it may take."""
+        return self._clock() - since, limit_s(self._floor_s, self._longest_s.get(section))
 
     def tick(self) -> None:
         """One look around."""
@@ -103,7 +115,7 @@ class Watchdog:
                 # The thread must live on: what cannot be written now may be written later.
                 log.warning("rank %d: %s", self._rank, error)
         section, since = self._section, self._since
-        waited_s, allowed_s = self._clock() - since, limit_s(self._floor_s, self._longest_s.get(section))
+        waited_s, allowed_s = self._waited(section, since)
         self._beat(section, waited_s, allowed_s)
         if waited_s > allowed_s and self._nobody_moves() and since == self._since:
             self.give_up(

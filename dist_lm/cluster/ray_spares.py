@@ -38,6 +38,9 @@ from dist_lm.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
+_OF_A_RANK = ("dist_lm.cluster.ray_backend", "dist_lm.cluster.ray_worker")
+"""Where a worker learns its rank: with them comes all of Ray Train."""
+_OF_TRAINING = "dist_lm.cluster.preload"
 ANSWER_S = 5.0
 KEPT_S = 365 * 24 * 3600
 """Ray ends idle processes of a job after this time."""
@@ -48,16 +51,16 @@ def runtime_env(*, cpu: bool) -> dict[str, Any]:
 
     Ray allows its set-up hook for whole jobs only, where the driver and Ray's own actors would import
     everything, too; underneath it is a variable that names a function which all workers can fetch.
-    With a GPU only torch is imported: which GPUs a worker may see is known when it gets its rank, and
-    DeepSpeed looks at them when it is imported.
+    With a GPU that is torch only: which GPUs a worker may see is known when it gets its rank, and DeepSpeed
+    looks at them when it is imported.
     """
-    hook = _import_of("dist_lm.cluster.preload", DS_ACCELERATOR="cpu") if cpu else _import_of("torch")
+    hook = _import_of(*_OF_A_RANK, _OF_TRAINING, DS_ACCELERATOR="cpu") if cpu else _import_of(*_OF_A_RANK, "torch")
     manager = ray._private.worker.global_worker.function_actor_manager
     key = manager.export_setup_func(hook, timeout=get_import_export_timeout())
     return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: decode_function_key(key)}}
 
 
-def _import_of(module: str, **variables: str) -> Callable[[], None]:
+def _import_of(*modules: str, **variables: str) -> Callable[[], None]:
     # A function of a module would be pickled by its name, and Ray starts a worker whose hook fails, as it
     # does where dist_lm is broken, again and again.
     def import_first() -> None:
@@ -69,7 +72,8 @@ def _import_of(module: str, **variables: str) -> Callable[[], None]:
         # Training itself tells what is wrong here, in its own words.
         with contextlib.suppress(Exception):
             importlib.import_module("dist_lm.garbage").collect_seldom()
-            importlib.import_module(module)
+            for module in modules:
+                importlib.import_module(module)
 
     return import_first
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_lm.run_dir import RunDir
-from dist_lm.watchdog import Watchdog, limit_s, read_heartbeat
+from dist_lm.watchdog import Watchdog, limit_s, pause_s, read_heartbeat
 
 pytestmark = pytest.mark.fast
 
@@ -49,6 +49,26 @@ def test_limits_grow_with_what_was_seen() -> None:
     assert limit_s(10.0, None) == 100.0
     assert limit_s(10.0, 1.0) == 10.0
     assert limit_s(10.0, 7.0) == 35.0
+
+
+def test_the_next_look_comes_when_the_limit_passes() -> None:
+    assert pause_s(2.0, 10.0) == 1.0
+    assert pause_s(9.75, 10.0) == 0.25
+    assert pause_s(10.0, 10.0) == 1.0
+
+
+def test_the_last_of_a_group_to_be_late_ends_it(tmp_path: Path) -> None:
+    host = Host(tmp_path, 2)
+    host.steps(3)
+    host.dogs[1].enter("step", 4)
+    host.now += 0.5
+    host.dogs[0].enter("step", 4)
+    host.now += 9.75
+    host.dogs[1].tick()
+    assert host.codes == {}, "rank 0 is within its limit"
+    host.now += 0.5
+    host.dogs[0].tick()
+    assert host.codes == {0: 6}
 
 
 def test_a_frozen_rank_is_recognised_and_named_by_the_others(tmp_path: Path) -> None:
