@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
         "mesh",
         "model_sizes",
         "parameters",
+        "activations",
         "lora",
         "deepspeed_config",
         "deepspeed_json",

@@ -179,7 +179,8 @@ def loss_sums_in_chunks(
     def sums_of(hidden_CH: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = logits_of(hidden_CH).float()
         loss = F.cross_entropy(logits_CV, labels_C, reduction="sum", label_smoothing=smoothing)
-        return loss, (logits_CV.detach().argmax(dim=-1) == labels_C).sum()
+        # Less than half of argmax's time on a CPU.
+        return loss, (logits_CV.detach().max(dim=-1).indices == labels_C).sum()
 
     if len(labels_N) <= chunk:
         loss, correct = sums_of(hidden_NH, labels_N)
