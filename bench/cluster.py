@@ -13,7 +13,7 @@ frozen_node_s            SIGSTOP of everything on a host, workers={min: 1, max: 
 hung_thread_s            a worker's training thread waits for ever: seconds beyond run.stall_limit_s (10)
 submit_to_first_step_s   `dist-lm submit` to the first step
 ray_overhead             seconds a step on Ray / with the local launcher - 1, one worker on a node with a core to spare;
-                         runs that take turns of three seconds, all of Ray standing still in the others'
+                         runs that take turns of four seconds, all of Ray standing still in the others'
 
 Phases of a fault: `noticed` Ray's controller decides to start again; `asked` it asks for workers;
 `started` they run our code; `joined` imports, data and model are there; `step` the first step since.

@@ -22,7 +22,9 @@ from dist_lm.run_dir import RunDir
 from tests.gloo_ranks import REPOSITORY, environment, write_recipe
 from tests.ray.hosts import Network
 
-TURNS, TURN_S = 40, 3.0
+TURNS, TURN_S = 40, 4.0
+SETTLES_S = 1.0
+"""Of a turn, not counted: all of Ray stood still, and first does what was due meanwhile."""
 
 
 def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
@@ -64,9 +66,9 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
 
 
 def step_seconds(run: Run, stretches: list[tuple[float, float]]) -> list[float]:
-    """Seconds of a step in each stretch, of the steps that lie within it but the first."""
+    """Seconds of a step in each stretch, once it has settled."""
     ended_at = [record["time"] for record in read_metrics(run.run_dir.metrics, "train")]
-    inside = [[moment for moment in ended_at if began <= moment <= ended][1:] for began, ended in stretches]
+    inside = [[moment for moment in ended_at if began + SETTLES_S <= moment <= ended] for began, ended in stretches]
     return [(times[-1] - times[0]) / (len(times) - 1) for times in inside]
 
 

@@ -130,6 +130,8 @@ class Engine:
                 accumulate_in=accumulate_in,
             )
             self._engine.set_gradient_accumulation_boundary(True)
+        self._backward_is_torchs = own_reduction or (self._own_clip is not None and ranks.world_size == 1)
+        """DeepSpeed has no part in it: its stage 0 would copy all gradients for a reduction, of one rank too."""
         self._fused: Any = None
         """The optimizer of torch, where its kernel clips and skips by what stands on the device."""
         if self._own_clip is not None and optim.name == "adamw":
@@ -219,7 +221,7 @@ class Engine:
 
     def _forward(self, micro_batch: MicroBatch) -> Sums:
         # DeepSpeed's own forward prepares its own backward.
-        module = self._engine if self._reduction is None else self.module
+        module = self.module if self._backward_is_torchs else self._engine
         if self._weights is not None:
             self._weights.begin()
         sums: Sums = module(**micro_batch.to(self.ranks.device).inputs)
@@ -228,10 +230,10 @@ class Engine:
         return sums
 
     def _backward(self, loss: Any) -> None:
-        if self._reduction is None:
-            self._engine.backward(loss, scale_wrt_gas=False)
-        else:
+        if self._backward_is_torchs:
             loss.backward()
+        else:
+            self._engine.backward(loss, scale_wrt_gas=False)
 
     def _update(self) -> tuple[float | Tensor, bool | Tensor]:
         """Gradient norm before clipping, and whether the gradient was finite and the weights have changed."""
