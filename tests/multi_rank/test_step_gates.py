@@ -183,10 +183,36 @@ def _ddp_step(module: Any, optim: Any) -> Any:
     return step
 
 
-@pytest.fixture(scope="module")
-def found(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def _measured(configs: dict[str, dict[str, Any]], folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
+    """What the first of `world_size` ranks has counted, by name."""
     from dist_lm.cluster.local import free_port
 
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps(configs))
+    variables = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+    }
+    context = server_of_ranks()
+    ranks = [
+        context.Process(target=_rank, args=(plan, {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(TIMEOUT_S)
+        process.kill()
+    logs = "\n".join((folder / f"log-{rank}").read_text()[-2000:] for rank in range(world_size))
+    assert [process.exitcode for process in ranks] == [0] * world_size, logs
+    results: dict[str, dict[str, Any]] = torch.load(f"{plan}.0")
+    return results
+
+
+@pytest.fixture(scope="module")
+def found(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gates")
     # Adam's first steps are signs of gradients: a large epsilon keeps rounding from deciding them.
     common = {"optim__eps": 1e-3, "run__steps": 100}
@@ -202,26 +228,7 @@ def found(topics_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         configs[name] = scenario(topics_data, folder / name, **common, zero=3, deepspeed=str(file), batch__micro=16)
     for name in ("ddp", "ddp-accumulate4"):
         configs[name]["zero"] = "ddp"
-    plan = folder / "plan.json"
-    plan.write_text(json.dumps(configs))
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(WORLD_SIZE)}
-    context = server_of_ranks()
-    ranks = [
-        context.Process(
-            target=_rank,
-            args=(plan, {**variables, "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}),
-        )
-        for rank in range(WORLD_SIZE)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(TIMEOUT_S)
-        process.kill()
-    logs = "\n".join((folder / f"log-{rank}").read_text()[-2000:] for rank in range(WORLD_SIZE))
-    assert [process.exitcode for process in ranks] == [0] * WORLD_SIZE, logs
-    results: dict[str, dict[str, Any]] = torch.load(f"{plan}.0")
-    return results
+    return _measured(configs, folder, WORLD_SIZE)
 
 
 def assert_weights_of_ddp(way: dict[str, Any], ddp: dict[str, Any]) -> None:
@@ -243,6 +250,15 @@ def test_gradients_are_reduced_once_a_step_and_weights_gathered_once(
     weight = 2 if "bf16" in name else 4
     assert way["bytes"]["_allgather_base_"] == weight * sum(way["flat"])
     assert set(way["calls"]) - {"reads"} == {"allreduce_", "_allgather_base_"}
+
+
+def test_one_rank_at_stage_0_reduces_nothing(
+    found: dict[str, dict[str, Any]], topics_data: Path, tmp_path: Path
+) -> None:
+    alone = scenario(topics_data, tmp_path / "alone", optim__eps=1e-3, run__steps=100, batch__micro=16)
+    way = _measured({"alone": alone}, tmp_path, 1)["alone"]
+    assert set(way["calls"]) <= {"reads"}
+    assert_weights_of_ddp(way, found["ddp"])
 
 
 @pytest.mark.parametrize("name", [name for name in WAYS if not name.startswith("zero3")])
