@@ -15,13 +15,15 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dist_lm import disk
-from dist_lm.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dist_lm.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class Window:
 
     def reduce(self, ranks: Ranks) -> dict[str, float]:
         """Averages over ranks and steps, then begin anew; a collective call."""
+        import torch
+
         names = sorted(self._sums)
         host_names = sorted(self._host)
         local = torch.stack([self._sums[name] for name in names]).tolist() if names else []
@@ -92,6 +96,8 @@ class Window:
 def peak_memory_gib(device: torch.device) -> float:
     """Peak memory of this process: on the GPU what torch allocated, on the CPU resident memory."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
         status = Path("/proc/self/status").read_text()

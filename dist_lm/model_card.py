@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import dist_lm
-from dist_lm.checkpoint.commit import Checkpoint
+from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.metrics import read_metrics
 from dist_lm.run_dir import RunDir
 

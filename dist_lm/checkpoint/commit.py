@@ -12,16 +12,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_lm.checkpoint.manifest import MANIFEST, Checkpoint, Progress, manifest_bytes
-from dist_lm.checkpoint.nearest import LocalCopies
-from dist_lm.checkpoint.reader import Reader
 from dist_lm.checkpoint.store import PREFIX, Draft, LocalStore, Store, step_name
 from dist_lm.errors import DataError
-from dist_lm.ranks import Ranks
 
-__all__ = ["Checkpoint", "Progress", "Reader", "Retention", "best", "newest_verified", "prune", "publish", "published"]
+if TYPE_CHECKING:
+    from dist_lm.checkpoint.nearest import LocalCopies
+    from dist_lm.ranks import Ranks
 
 BEST = "BEST.json"
 

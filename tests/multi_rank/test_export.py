@@ -14,7 +14,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining, pipeline
 
-from dist_lm.checkpoint.commit import Checkpoint, Reader, published
+from dist_lm.checkpoint.commit import published
+from dist_lm.checkpoint.manifest import Checkpoint
+from dist_lm.checkpoint.reader import Reader
 from dist_lm.errors import ConfigError, DataError
 from dist_lm.export import Exported, export
 from dist_lm.faults import OF_EXPORT, VARIABLE

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_lm import lora
-from dist_lm.checkpoint.commit import Checkpoint, published
+from dist_lm.checkpoint.commit import published
+from dist_lm.checkpoint.manifest import Checkpoint
 from dist_lm.config import LoraSection
 from dist_lm.data.prepare import PrepareOptions, prepare
 from dist_lm.data.tokenizer import train_tokenizer
