@@ -90,7 +90,7 @@ def lead(
         deepspeed=zero2 if deepspeed else None,
     )
     trainer = Trainer(
-        model=scene.plain_model(),
+        model=scene.new_model(),
         args=arguments,
         train_dataset=_Batches(scene, rounds * scene.accumulation * scene.ranks.world_size),
         data_collator=lambda items: items[0],

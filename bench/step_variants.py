@@ -46,13 +46,6 @@ class Scene:
 
         return self.task.build_model(ModelSection(**self.model))
 
-    def plain_model(self) -> Any:
-        """With the same weights, as Hugging Face has it."""
-        ours = self.new_model()
-        plain = type(ours)(ours.config)
-        plain.load_state_dict(ours.state_dict())
-        return plain
-
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         from dist_lm.config import OptimSection
         from dist_lm.parameters import groups
@@ -74,7 +67,7 @@ def dense_inputs(task: Any, micro_batch: Any) -> dict[str, Any]:
 
 def plain_head(scene: Scene) -> Run:
     """The loop that a person would write around a model of Hugging Face; logits at every position."""
-    model = scene.plain_model().train()
+    model = scene.new_model().train()
     optimizer = scene.optimizer(model)
     dense = [[dense_inputs(scene.task, part) for part in step.micro_batches] for step in scene.steps]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from dist_lm import activations, lora
+from dist_lm import lora
 from dist_lm.config import ModelSection
 from dist_lm.data.tokenizer import Tokenizer, load_tokenizer
 from dist_lm.data.vocabulary import TOKENIZER_FILE
@@ -57,7 +57,6 @@ def build(
                 do=f"Remove {key}, or remove model.from to begin with new weights.",
             )
         model, fresh = load(section.weights, auto_class, tokenizer, positions=positions, section=section, **head)
-    activations.fuse(model)
     if section.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(

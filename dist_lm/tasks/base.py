@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dist_lm import activations
 from dist_lm.config import ModelSection
 from dist_lm.data.rows import Rows
 from dist_lm.data.tokenizer import Tokenizer
@@ -146,10 +147,14 @@ def in_order(rows: Rows, plan: BatchPlan) -> list[Rows]:
 
 
 class TaskModule(nn.Module):
-    """Model and loss as one module, so that DeepSpeed's hooks see the whole forward pass."""
+    """Model and loss as one module, so that DeepSpeed's hooks see the whole forward pass.
+
+    The model's activations are fused from then on: what is exported is loaded without that.
+    """
 
     def __init__(self, model: PreTrainedModel, task: Task) -> None:
         super().__init__()
+        activations.fuse(model)
         self.model = model
         self._task = task
 
