@@ -12,6 +12,12 @@ from dist_lm.watchdog import Watchdog, limit_s, pause_s, read_heartbeat
 pytestmark = pytest.mark.fast
 
 
+@pytest.fixture(autouse=True)
+def _without_native_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """py-spy would read the symbols of all that this test process has loaded, for ten seconds a stall."""
+    monkeypatch.setattr("dist_lm.watchdog.native_stacks", lambda path: None)
+
+
 class Host:
     """Watchdogs of several ranks, one clock, and the exit codes of those that gave up."""
 
