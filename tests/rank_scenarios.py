@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,10 +142,12 @@ def launch_here(recipe: Path, run_dir: Path, *, num_ranks: int = 2, meanwhile: C
 
 def server_of_ranks() -> ForkServerContext:
     """One process that imports everything once; ranks of all tests are forked from it."""
-    multiprocessing.set_forkserver_preload(["dist_lm.cluster.preload"])
+    from dist_lm.cluster.rank_process import fork_server
+
+    context = fork_server()
     with one_thread_a_rank():
         forkserver.ensure_running()
-    return multiprocessing.get_context("forkserver")
+    return context
 
 
 def _rank(plan: Path, variables: dict[str, str], log: Path) -> None:
