@@ -51,7 +51,7 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
         turns["ray"].stand_still()
         take_turns(list(turns.values()), TURN_S, until=lambda: len(turns["ray"].stretches) == TURNS)
     start_again(net, *net.hosts[1:-1])
-    seconds = {name: step_seconds(run, turns[name].stretches) for name, run in runs.items()}
+    seconds = {name: step_seconds(run, turns[name]) for name, run in runs.items()}
     of_a_turn = list(zip(seconds["ray"], seconds["local"], seconds["again"], strict=True))
     ratios = [2 * ray / (local + again) for ray, local, again in of_a_turn]
     same = [again / local for _, local, again in of_a_turn]
@@ -65,11 +65,10 @@ def ray_overhead(net: Network, folder: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def step_seconds(run: Run, stretches: list[tuple[float, float]]) -> list[float]:
-    """Seconds of a step in each stretch, once it has settled."""
-    ended_at = [record["time"] for record in read_metrics(run.run_dir.metrics, "train")]
-    inside = [[moment for moment in ended_at if began + SETTLES_S <= moment <= ended] for began, ended in stretches]
-    return [(times[-1] - times[0]) / (len(times) - 1) for times in inside]
+def step_seconds(run: Run, turns: Turns) -> list[float]:
+    """Seconds of a step in each turn, once it has settled."""
+    ended_at = (record["time"] for record in read_metrics(run.run_dir.metrics, "train"))
+    return [(times[-1] - times[0]) / (len(times) - 1) for times in turns.inside(ended_at, settles_s=SETTLES_S)]
 
 
 @contextmanager

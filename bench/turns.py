@@ -49,6 +49,11 @@ class Turns:
     def go_on(self) -> None:
         send(self.processes(), signal.SIGCONT)
 
+    def inside(self, moments: Iterable[float], *, settles_s: float = 0.0) -> list[list[float]]:
+        """The moments in each of its turns, but for the first `settles_s` seconds of it."""
+        found = sorted(moments)
+        return [[at for at in found if began + settles_s <= at <= ended] for began, ended in self.stretches]
+
     def active_s(self, moment: float) -> float:
         """Seconds that they had run until `moment`."""
         return sum(max(0.0, min(ended, moment) - began) for began, ended in self.stretches)

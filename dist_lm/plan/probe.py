@@ -58,10 +58,19 @@ class Measured:
 
 def calibrated(config: Path, overrides: Sequence[str], planned: Plan, machine: Machine, *, steps: int) -> Machine:
     """The machine with the rate of its ranks: FLOP/s on micro-batches of half the rows, all ranks at work."""
-    rows = max(1, planned.micro_rows // 2)
-    smaller = [*overrides, f"batch.micro={rows}", f"batch.global={rows * machine.ranks}"]
-    work = make_plan(load_run(config, smaller).config, machine, Options())
+    smaller = [*overrides, *half_batch(planned)]
     step_s = median(record["step_seconds"] for record in _train(config, smaller, ranks=machine.ranks, steps=steps))
+    return with_rate(machine, make_plan(load_run(config, smaller).config, machine, Options()), step_s)
+
+
+def half_batch(planned: Plan) -> list[str]:
+    """Overrides: one micro-batch of half the rows on each rank."""
+    rows = max(1, planned.micro_rows // 2)
+    return [f"batch.micro={rows}", f"batch.global={rows * planned.ranks}"]
+
+
+def with_rate(machine: Machine, work: Plan, step_s: float) -> Machine:
+    """The machine with the FLOP/s of a rank that does a step of `work` in `step_s` seconds."""
     compute_s = max(step_s - work.stage(work.configured).communication_s, step_s / 2)
     return replace(machine, flops=work.flops_a_step / machine.ranks / compute_s)
 
@@ -94,14 +103,20 @@ def _train(
         raise ConfigError(f"--probe {steps} steps are too few", do=f"Write {_LEAST_STEPS} or more: two are warm-up.")
     with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="dist_lm-probe-") as folder:
         run = Path(folder) / "run"
-        own = [f"run.dir={run}", f"run.steps={steps}", *_PLAIN]
-        command = [sys.executable, "-m", "dist_lm", "train", "-c", str(config), "--cpu", str(ranks), "--max-restarts=0"]
-        code, told = _to_its_end([*command, *overrides, *own], {**os.environ, **(variables or {})})
+        command = training(config, overrides, run, ranks=ranks, steps=steps)
+        code, told = _to_its_end(command, {**os.environ, **(variables or {})})
         records = read_metrics(run / "metrics.jsonl", "train")
         if code:
             why = "\n".join(told.splitlines()[-8:])
             raise EnvironmentFault(f"the probe ended with exit code {code}", where=str(config), why=why)
     return records[_WARM_UP:]
+
+
+def training(config: Path, overrides: Sequence[str], run_dir: Path, *, ranks: int, steps: int) -> list[str]:
+    """The command of a run whose steps are all alike, in a folder of its own."""
+    own = [f"run.dir={run_dir}", f"run.steps={steps}", *_PLAIN]
+    command = [sys.executable, "-m", "dist_lm", "train", "-c", str(config), "--cpu", str(ranks), "--max-restarts=0"]
+    return [*command, *overrides, *own]
 
 
 def _to_its_end(command: list[str], environment: dict[str, str]) -> tuple[int, str]:

@@ -53,6 +53,11 @@ def test_a_clock_runs_in_turns_only() -> None:
     assert [turns.active_s(moment) for moment in (9.0, 12.0, 17.0, 22.0, 99.0)] == [0.0, 2.0, 4.0, 6.0, 9.0]
 
 
+def test_a_moment_counts_in_the_turn_that_it_lies_in_once_that_has_settled() -> None:
+    turns = Turns(list, stretches=[(10.0, 14.0), (20.0, 25.0)])
+    assert turns.inside([21.0, 9.0, 10.5, 13.0, 14.0, 17.0], settles_s=1.0) == [[13.0, 14.0], [21.0]]
+
+
 def test_each_round_another_is_the_first() -> None:
     order: list[str] = []
 
