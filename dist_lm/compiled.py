@@ -23,7 +23,7 @@ def compile_layers(model: nn.Module) -> bool:
     Layer by layer: one compilation serves all layers of a stack, and a layer that cannot be compiled
     leaves the others alone.
     """
-    failure = _trial()
+    failure = _trial(next(model.parameters()).device)
     if failure:
         log.warning("model.compile has no effect: torch.compile does not work here (%s)", failure)
         return False
@@ -45,10 +45,10 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _layers(child)
 
 
-def _trial() -> str:
-    """Why nothing can be compiled; empty where it can."""
+def _trial(device: torch.device) -> str:
+    """Why nothing can be compiled for this device, whose compiler is its own; empty where it can."""
     try:
-        values = torch.linspace(0.0, 1.0, _TRIAL_ELEMENTS)
+        values = torch.linspace(0.0, 1.0, _TRIAL_ELEMENTS, device=device)
         compiled = torch.compile(_curve, fullgraph=True)
         if not torch.allclose(compiled(values), _curve(values)):
             return "a compiled function gives other values"

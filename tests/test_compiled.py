@@ -61,6 +61,12 @@ def test_without_a_compiler_the_model_trains_as_it_is_and_says_so_once(
     assert torch.equal(gradients, expected[1])
 
 
+def test_the_trial_is_made_on_the_device_of_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    # Nothing has values there.
+    assert not compile_layers(small_bert().to("meta"))
+    assert "torch.compile does not work here" in caplog.text
+
+
 def test_stage_3_refuses_to_compile(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValueError), match=r"model\.compile needs zero 0, 1 or 2"):
         RunConfig.model_validate(scenario(tmp_path, tmp_path / "run", zero=3, model__compile=True))
