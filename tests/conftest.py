@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -25,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whom a shell starts in the background is deaf to Ctrl-C, and so is all that it starts.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         # The session that started this worker of xdist compares.
         listen(Path(os.environ[FOLDER]))
@@ -35,12 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Recorder(Path(folder.name), write=config.getoption("--write-errors")))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of Ray come last: a head that they share lives until the last test ends, and takes its part of the cores.
-
-    Of two workers one begins with them, as they take longest.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None, reverse=hasattr(config, "workerinput"))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of Ray come first: they take longest, and one of two workers does them all."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,26 @@ import ray
 from tests.gloo_ranks import REPOSITORY
 from tests.ray.hosts import Network, network
 
+_HEAD = pytest.StashKey[ExitStack]()
+
 
 @pytest.fixture(scope="session")
-def head_net() -> Iterator[Network]:
+def head_net(pytestconfig: pytest.Config) -> Iterator[Network]:
     """One host with two CPUs and a token."""
-    with network(1) as made:
+    with ExitStack() as stack:
+        made = stack.enter_context(network(1))
+        pytestconfig.stash[_HEAD] = stack
         made.start_head(num_cpus=2)
         made.wait_for_nodes(1)
         yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> Iterator[None]:
+    """The head ends with the last test that shares it: at rest it takes a tenth of a core from all that follow."""
+    yield
+    if "head_net" in item.fixturenames and (nextitem is None or "head_net" not in nextitem.fixturenames):
+        item.config.stash.get(_HEAD, ExitStack()).close()
 
 
 @pytest.fixture(scope="module")
