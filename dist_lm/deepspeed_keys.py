@@ -238,6 +238,18 @@ def offloads(zero: Mapping[str, Any], part: str) -> bool:
     return bool(zero.get(part, {}).get("device", "none") != "none")
 
 
+def deepspeeds_adam(settings: Mapping[str, Any]) -> bool:
+    """Whether optimizer states on the host are of a kind that only DeepSpeed's own CPU Adam updates.
+
+    A compiler builds it.  Those that lie on NVMe are; those of which a part stays on the device; and where
+    the JSON asks for it.
+    """
+    place = settings.get("zero_optimization", {}).get("offload_optimizer", {})
+    in_part = place.get("ratio", 1.0) < 1.0 or place.get("super_offload", False)
+    asked = settings.get("zero_force_ds_cpu_optimizer", False)
+    return place.get("device") == "nvme" or bool(place.get("device") == "cpu" and (in_part or asked))
+
+
 def default_bucket(stage: int, num_parameters: int) -> int:
     """reduce_bucket_size where nobody sets it: some buckets are reduced while the backward pass fills the others.
 

@@ -145,18 +145,21 @@ def is_plain(settings: Mapping[str, Any]) -> bool:
 
 
 def build_optimizer(
-    optim: OptimSection, parameter_groups: list[dict[str, Any]], *, offloaded: bool
+    optim: OptimSection, parameter_groups: list[dict[str, Any]], settings: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    """Optimizers that treat each element alone: ZeRO hands them pieces of flattened parameters."""
+    """Optimizers that treat each element alone: ZeRO hands them pieces of flattened parameters.
+
+    `settings` says afterwards that DeepSpeed is to take the one that is returned.
+    """
     adaptive: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    if optim.name == "adamw" and keys.deepspeeds_adam(settings):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameter_groups, **adaptive)  # type: ignore[no-any-return]
+    # On the host, too, torch's own are as fast as DeepSpeed's, and need no compiler.
+    settings["zero_force_ds_cpu_optimizer"] = False
     if optim.name == "sgd":
         return torch.optim.SGD(parameter_groups, lr=optim.lr, momentum=optim.momentum)
     if optim.name == "nadam":
         return torch.optim.NAdam(parameter_groups, **adaptive, decoupled_weight_decay=True)
-    if offloaded:
-        # States on the host need DeepSpeed's own CPU Adam; elsewhere torch's fused one is as fast and
-        # needs no compiler.
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(parameter_groups, **adaptive)  # type: ignore[no-any-return]
     return torch.optim.AdamW(parameter_groups, **adaptive, fused=True)

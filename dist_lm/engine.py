@@ -100,7 +100,7 @@ class Engine:
         if gathers_once:
             driven.hand_over_gathering(settings)
         try:
-            optimizer = driven.build_optimizer(optim, parameter_groups, offloaded=driven.offloads(settings))
+            optimizer = driven.build_optimizer(optim, parameter_groups, settings)
             self._engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dist_lm.deepspeed_keys import deepspeeds_adam
 from dist_lm.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -90,11 +91,10 @@ def remove_stale_locks() -> list[Path]:
 def needed(settings: Mapping[str, Any], *, cpu: bool) -> list[str]:
     """Ops that DeepSpeed loads with these settings, and compiles where they are missing."""
     zero = settings.get("zero_optimization", {})
-    devices = [zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")]
     found = [CPU_OP] if cpu else []
-    if devices[0] in ("cpu", "nvme"):
+    if deepspeeds_adam(settings):
         found.append(CPU_ADAM)
-    if "nvme" in devices:
+    if "nvme" in [zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")]:
         found.append(ASYNC_IO)
     return found
 

@@ -247,7 +247,10 @@ def test_the_ops_of_a_configuration_follow_from_where_it_offloads_to() -> None:
     to_cpu = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     to_disk = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}, "offload_param": {"device": "nvme"}}}
     assert ops.needed({}, cpu=False) == []
-    assert ops.needed(to_cpu, cpu=True) == [ops.CPU_OP, ops.CPU_ADAM]
+    in_part = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}
+    assert ops.needed(to_cpu, cpu=True) == [ops.CPU_OP]
+    assert ops.needed({**to_cpu, "zero_force_ds_cpu_optimizer": True}, cpu=False) == [ops.CPU_ADAM]
+    assert ops.needed(in_part, cpu=False) == [ops.CPU_ADAM]
     assert ops.needed(to_disk, cpu=False) == [ops.CPU_ADAM, ops.ASYNC_IO]
 
 
