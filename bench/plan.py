@@ -89,7 +89,7 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 half, *others = in_turns(path, [smaller, *stages.values()])
                 found = dict(zip(stages, others, strict=True))
                 work = make_plan(load_run(path, smaller).config, machine, Options())
-                rated = with_rate(machine, work, half.step_s)
+                rated = with_rate(machine, work, half.step_s, half.update_s)
                 planned = make_plan(load_run(path, sizes).config, rated, Options(mfu=1.0))
             for stage, overrides in stages.items():
                 said = planned.stage(stage)
@@ -125,9 +125,11 @@ class Run(Program):
         return len(turns) >= TURNS and sum(map(len, turns)) >= STEPS
 
     def seen(self) -> InTurns:
-        held_gib = max(record["memory_gib"] for record in read_metrics(self._metrics, "train"))
+        records = read_metrics(self._metrics, "train")
         steps = [seconds for turn in self.steps() for seconds in turn]
-        return InTurns(median(steps), held_gib, len(steps))
+        # The median leaves out the few that a turn's end has cut.
+        update_s = median(record["optimizer_seconds"] for record in records)
+        return InTurns(median(steps), update_s, max(record["memory_gib"] for record in records), len(steps))
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class InTurns:
     """What a run showed in its turns."""
 
     step_s: float
+    update_s: float
+    """Of it, after the backward pass."""
     held_gib: float
     steps: int
 

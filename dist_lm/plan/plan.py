@@ -56,6 +56,8 @@ class Machine:
     flops: float
     """Peak of a rank in the run's precision; 0: unknown."""
     topology: Topology
+    update_s: float = 0.0
+    """Of a step, for what does not grow with its rows; 0: it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ class StagePlan:
     fits: bool
     wire_gib: float
     compute_s: float
+    update_s: float
     communication_s: float
 
     @property
     def step_s(self) -> float:
         """0: nobody knows the rate of the device."""
-        return self.compute_s + self.communication_s if self.compute_s else 0.0
+        return self.compute_s + self.update_s + self.communication_s if self.compute_s else 0.0
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def _stage_plan(
         fits=total_gib <= machine.memory_gib * HEADROOM,
         wire_gib=sent.wire_bytes / GIB,
         compute_s=compute_s,
+        update_s=machine.update_s,
         communication_s=sent.seconds(machine.topology, compute_s),
     )
 

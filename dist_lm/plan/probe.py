@@ -57,10 +57,11 @@ class Measured:
 
 
 def calibrated(config: Path, overrides: Sequence[str], planned: Plan, machine: Machine, *, steps: int) -> Machine:
-    """The machine with the rate of its ranks: FLOP/s on micro-batches of half the rows, all ranks at work."""
+    """The machine with the rate of its ranks, as micro-batches of half the rows show it, all ranks at work."""
     smaller = [*overrides, *half_batch(planned)]
-    step_s = median(record["step_seconds"] for record in _train(config, smaller, ranks=machine.ranks, steps=steps))
-    return with_rate(machine, make_plan(load_run(config, smaller).config, machine, Options()), step_s)
+    records = _train(config, smaller, ranks=machine.ranks, steps=steps)
+    step_s, update_s = (median(record[f"{part}_seconds"] for record in records) for part in ("step", "optimizer"))
+    return with_rate(machine, make_plan(load_run(config, smaller).config, machine, Options()), step_s, update_s)
 
 
 def half_batch(planned: Plan) -> list[str]:
@@ -69,10 +70,13 @@ def half_batch(planned: Plan) -> list[str]:
     return [f"batch.micro={rows}", f"batch.global={rows * planned.ranks}"]
 
 
-def with_rate(machine: Machine, work: Plan, step_s: float) -> Machine:
-    """The machine with the FLOP/s of a rank that does a step of `work` in `step_s` seconds."""
-    compute_s = max(step_s - work.stage(work.configured).communication_s, step_s / 2)
-    return replace(machine, flops=work.flops_a_step / machine.ranks / compute_s)
+def with_rate(machine: Machine, work: Plan, step_s: float, update_s: float) -> Machine:
+    """The machine whose ranks do a step of `work` in `step_s` seconds, `update_s` of them after the backward pass.
+
+    Those do not grow with the rows; the others make the FLOP/s of a rank.
+    """
+    compute_s = max(step_s - update_s - work.stage(work.configured).communication_s, step_s / 2)
+    return replace(machine, flops=work.flops_a_step / machine.ranks / compute_s, update_s=update_s)
 
 
 def measure(config: Path, overrides: Sequence[str], *, ranks: int, steps: int) -> Measured:
