@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
+from bench.turns import send, with_descendants
 from dist_lm.cli import main
+from dist_lm.deepspeed_config import load_run
+from dist_lm.plan.machine import machine_of
+from dist_lm.plan.plan import Options, Plan, make_plan
 
 TIMEOUT_S = 120
 
@@ -32,6 +36,13 @@ LARGE = ["model.overrides={num_hidden_layers: 3, hidden_size: 6400, num_attentio
 # 9 B parameters: 19 GB of weights.
 HUGE = "model.overrides={num_hidden_layers: 5, hidden_size: 12800, num_attention_heads: 100, intermediate_size: 51200}"
 
+PROBE = """
+import sys
+from pathlib import Path
+from dist_lm.plan.probe import measure
+measure(Path(sys.argv[1]), [], ranks=1, steps=1_000_000)
+"""
+
 
 @pytest.fixture
 def recipe(topics_data: Path, tmp_path: Path) -> Path:
@@ -45,15 +56,11 @@ def plan(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def planned(recipe: Path, *arguments: str) -> dict[str, Any]:
-    done = plan(recipe, "--json", *arguments)
+def test_a_plan_for_a_cluster_holds_together(recipe: Path) -> None:
+    options = ("--gpus", "8", "--gpu", "h100", "--price", "2", "--simulate-faults", "precision=bf16")
+    done = plan(recipe, "--json", *options)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def test_a_plan_for_a_cluster_holds_together(recipe: Path) -> None:
-    found = planned(recipe, "--gpus", "8", "--gpu", "h100", "--price", "2", "--simulate-faults", "precision=bf16")
     run, stages = found["run"], found["stages"]
     assert found["ranks"] == 8
     assert [stage["stage"] for stage in stages] == [0, 1, 2, 3]
@@ -66,16 +73,23 @@ def test_a_plan_for_a_cluster_holds_together(recipe: Path) -> None:
     assert not (recipe.parent / "run").exists()
 
 
-def test_a_run_that_does_not_fit_is_told_what_would(recipe: Path) -> None:
-    large = planned(recipe, "--gpus", "1", "--gpu", "l4", "precision=bf16", "model.attention=sdpa", *LARGE)
-    assert large["chosen"] == -1
-    assert any("zero3_offload" in advice for advice in large["advice"])
-    shared = planned(recipe, "--gpus", "16", "--gpu", "l4", "precision=bf16", "zero=0", *LARGE)
-    assert shared["advice"] == [f"zero={shared['chosen']}"]
-    done = plan(recipe, "--gpu", "t4", "precision=fp16", HUGE)
-    assert done.returncode == 2
-    assert "the model fits by no option" in done.stderr
-    assert re.search(r"needs [\d.]+ GiB a rank: [\d.]+ GiB more than 90% of the 15.0 GiB that are there", done.stderr)
+def test_a_run_that_does_not_fit_is_told_what_would(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = for_l4(recipe, 1, "precision=bf16", "model.attention=sdpa", *LARGE)
+    assert large.chosen == -1
+    assert any("zero3_offload" in advice for advice in large.advice)
+    shared = for_l4(recipe, 16, "precision=bf16", "zero=0", *LARGE)
+    assert shared.advice == [f"zero={shared.chosen}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "-c", str(recipe), "--gpu", "t4", "precision=fp16", HUGE])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "the model fits by no option" in errors
+    assert re.search(r"needs [\d.]+ GiB a rank: [\d.]+ GiB more than 90% of the 15.0 GiB that are there", errors)
+
+
+def for_l4(recipe: Path, gpus: int, *overrides: str) -> Plan:
+    config = load_run(recipe, list(overrides)).config
+    return make_plan(config, machine_of("l4", gpus, config.precision), Options())
 
 
 def test_wrong_options_are_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,15 +122,19 @@ def test_an_interrupted_probe_leaves_nothing_behind(recipe: Path, tmp_path: Path
     # Too long for the name of a socket.
     temporary = tmp_path / ("t" * 100)
     temporary.mkdir()
-    command = [sys.executable, "-m", "dist_lm", "plan", "-c", str(recipe), "--gpus", "1", "--probe", "1000000"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", PROBE, str(recipe)]
     probing = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + TIMEOUT_S
-    # It trains.
-    while not [*temporary.glob("dist_lm-probe-*/run/metrics.jsonl")]:
-        assert probing.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    probing.send_signal(number)
-    assert probing.wait(TIMEOUT_S) != 0
+    try:
+        # It trains.
+        while not [*temporary.glob("dist_lm-probe-*/run/metrics.jsonl")]:
+            assert probing.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        probing.send_signal(number)
+        assert probing.wait(TIMEOUT_S) != 0
+    finally:
+        send(with_descendants(probing.pid), signal.SIGKILL)
+        probing.wait()
     assert not [*temporary.glob("dist_lm-probe-*")]
