@@ -64,16 +64,14 @@ def typos(word: str) -> Iterator[str]:
             yield swapped
 
 
-def problems(path: Path) -> list[str]:
-    """Of the file, and of the kustomization beside it."""
-    told = []
+def problems(path: Path) -> Iterator[str]:
+    """Of the file, and then of the kustomization beside it."""
     beside = path.parent / "kustomization.yaml"
-    for file in {path, beside} if beside.exists() else {path}:
+    for file in dict.fromkeys([path, beside] if beside.exists() else [path]):
         try:
-            told += [f"{file.name}:{problem.line}: {problem}" for problem in check_file(file)]
+            yield from (f"{file.name}:{problem.line}: {problem}" for problem in check_file(file))
         except ConfigError as error:
-            told.append(str(error))
-    return told
+            yield str(error)
 
 
 @pytest.fixture
@@ -87,14 +85,14 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_typo_in_a_key_is_caught(file: Path, tree: Path) -> None:
     path = tree / file
     text = path.read_text()
-    assert problems(path) == []
+    assert [*problems(path)] == []
     passed = []
     for key in all_keys(text):
         if (key.parent, key.name) in FREE:
             continue
         for typo in typos(key.name):
             path.write_text(text[: key.begin] + typo + text[key.end :])
-            if not problems(path):
+            if next(problems(path), None) is None:
                 passed.append(f"{key.parent}.{typo}")
     assert passed == []
 
