@@ -23,7 +23,8 @@ from pathlib import Path
 
 from dist_lm.errors import EXIT_CRASH, DistLMError
 
-_PRELOADED = "dist_lm.cluster.preload"
+PRELOADED = "dist_lm.cluster.preload"
+"""The module that imports everything of training."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _FOLDER_BYTES = 107 - len("/pymp-12345678/listener-12345678")
 """The kernel allows 107 bytes for the name of a socket."""
@@ -66,7 +67,7 @@ class RankProcess:
 def fork_server() -> ForkServerContext:
     """The context whose processes are forked from the one that has imported everything."""
     _choose_folder()
-    multiprocessing.set_forkserver_preload([_PRELOADED])
+    multiprocessing.set_forkserver_preload([PRELOADED])
     return multiprocessing.get_context("forkserver")
 
 

@@ -31,6 +31,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext, WorkerGroupPollStatus
 
 from dist_lm import lease
+from dist_lm.cluster.rank_process import PRELOADED
 from dist_lm.cluster.ray_cluster import living_nodes
 from dist_lm.cluster.ray_scale import Scale, room
 from dist_lm.config_ray import RaySection
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 _OF_A_RANK = ("dist_lm.cluster.ray_backend", "dist_lm.cluster.ray_worker")
 """Where a worker learns its rank: with them comes all of Ray Train."""
-_OF_TRAINING = "dist_lm.cluster.preload"
 ANSWER_S = 5.0
 KEPT_S = 365 * 24 * 3600
 """Ray ends idle processes of a job after this time."""
@@ -54,7 +54,7 @@ def runtime_env(*, cpu: bool) -> dict[str, Any]:
     With a GPU that is torch only: which GPUs a worker may see is known when it gets its rank, and DeepSpeed
     looks at them when it is imported.
     """
-    hook = _import_of(*_OF_A_RANK, _OF_TRAINING, DS_ACCELERATOR="cpu") if cpu else _import_of(*_OF_A_RANK, "torch")
+    hook = _import_of(*_OF_A_RANK, PRELOADED, DS_ACCELERATOR="cpu") if cpu else _import_of(*_OF_A_RANK, "torch")
     manager = ray._private.worker.global_worker.function_actor_manager
     key = manager.export_setup_func(hook, timeout=get_import_export_timeout())
     return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: decode_function_key(key)}}
