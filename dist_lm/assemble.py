@@ -34,6 +34,7 @@ from dist_lm.data.tokenizer import Tokenizer, compare_tokenizer, load_tokenizer
 from dist_lm.data.training_set import TrainingSet
 from dist_lm.data.views import view_of
 from dist_lm.deepspeed_config import check_with_deepspeed, resolve
+from dist_lm.deepspeed_keys import needed_ops
 from dist_lm.engine import Engine
 from dist_lm.errors import DataError, DistLMError
 from dist_lm.header import device_name, header
@@ -134,8 +135,7 @@ def _build(
     _together(ranks, lambda: check_with_deepspeed(resolved.settings, ranks.world_size, file=config.deepspeed))
     ranks.agree(lambda: _describe(run_dir, loaded, resolved.settings, model, inputs.tokenizer, ranks.device))
     # Ranks that build an op at the same time wait for each other's lock, and for ever if one is killed.
-    needed = ops.needed(resolved.settings, cpu=ranks.device.type == "cpu")
-    for name in needed:
+    for name in needed_ops(resolved.settings, cpu=ranks.device.type == "cpu"):
         _together(ranks, functools.partial(ops.build, name))
     engine = Engine(
         model,

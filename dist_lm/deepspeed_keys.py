@@ -1,4 +1,4 @@
-"""Who owns which DeepSpeed setting.  Derived from DeepSpeed 0.19.
+"""Who owns which DeepSpeed setting, and what some of them ask for.  Derived from DeepSpeed 0.19.
 
 DeepSpeed ignores top-level keys that it does not know, and in some blocks any key: a typo trains
 silently with a default.  So every key is listed here, and a test compares the lists with the keys
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from dist_lm import ops
 
 KeyPath = tuple[str, ...]
 
@@ -248,6 +250,17 @@ def deepspeeds_adam(settings: Mapping[str, Any]) -> bool:
     in_part = place.get("ratio", 1.0) < 1.0 or place.get("super_offload", False)
     asked = settings.get("zero_force_ds_cpu_optimizer", False)
     return place.get("device") == "nvme" or bool(place.get("device") == "cpu" and (in_part or asked))
+
+
+def needed_ops(settings: Mapping[str, Any], *, cpu: bool) -> list[str]:
+    """Ops that DeepSpeed loads with these settings, and compiles where they are missing."""
+    zero = settings.get("zero_optimization", {})
+    found = [ops.CPU_OP] if cpu else []
+    if deepspeeds_adam(settings):
+        found.append(ops.CPU_ADAM)
+    if "nvme" in [zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")]:
+        found.append(ops.ASYNC_IO)
+    return found
 
 
 def default_bucket(stage: int, num_parameters: int) -> int:

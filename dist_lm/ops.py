@@ -14,11 +14,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from dist_lm.deepspeed_keys import deepspeeds_adam
 from dist_lm.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -86,17 +84,6 @@ def remove_stale_locks() -> list[Path]:
         lock.unlink(missing_ok=True)
         log.warning("removed the lock of a build that died: %s", lock)
     return removed
-
-
-def needed(settings: Mapping[str, Any], *, cpu: bool) -> list[str]:
-    """Ops that DeepSpeed loads with these settings, and compiles where they are missing."""
-    zero = settings.get("zero_optimization", {})
-    found = [CPU_OP] if cpu else []
-    if deepspeeds_adam(settings):
-        found.append(CPU_ADAM)
-    if "nvme" in [zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")]:
-        found.append(ASYNC_IO)
-    return found
 
 
 def build_cpu_op() -> None:

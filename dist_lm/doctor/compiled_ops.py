@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dist_lm import ops
+from dist_lm.deepspeed_keys import needed_ops
 from dist_lm.doctor.finding import Finding, fail, of_error, ok, warn
 from dist_lm.errors import EnvironmentFault
 
@@ -21,7 +22,7 @@ def check_ops(settings: Mapping[str, Any], *, cpu: bool) -> Iterator[Finding]:
     for lock in stale:
         do = "`dist-lm doctor --fix`, or remove the file: torch would wait for it for ever."
         yield fail("op locks", f"a build that died left {lock}", do, ops.remove_stale_locks)
-    needed = ops.needed(settings, cpu=cpu)
+    needed = needed_ops(settings, cpu=cpu)
     unbuilt = [name for name in needed if not ops.is_built(name)]
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler, path=ops.own_tools_path()) is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dist_lm import ops
+from dist_lm.deepspeed_keys import needed_ops
 from dist_lm.doctor import compiled_ops, machine, ray_side, storage
 from dist_lm.doctor.collectives import check_collectives
 from dist_lm.doctor.doctor import mend
@@ -246,12 +247,12 @@ def test_an_op_whose_library_is_damaged_does_not_load(extensions: Path, monkeypa
 def test_the_ops_of_a_configuration_follow_from_where_it_offloads_to() -> None:
     to_cpu = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     to_disk = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}, "offload_param": {"device": "nvme"}}}
-    assert ops.needed({}, cpu=False) == []
+    assert needed_ops({}, cpu=False) == []
     in_part = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}
-    assert ops.needed(to_cpu, cpu=True) == [ops.CPU_OP]
-    assert ops.needed({**to_cpu, "zero_force_ds_cpu_optimizer": True}, cpu=False) == [ops.CPU_ADAM]
-    assert ops.needed(in_part, cpu=False) == [ops.CPU_ADAM]
-    assert ops.needed(to_disk, cpu=False) == [ops.CPU_ADAM, ops.ASYNC_IO]
+    assert needed_ops(to_cpu, cpu=True) == [ops.CPU_OP]
+    assert needed_ops({**to_cpu, "zero_force_ds_cpu_optimizer": True}, cpu=False) == [ops.CPU_ADAM]
+    assert needed_ops(in_part, cpu=False) == [ops.CPU_ADAM]
+    assert needed_ops(to_disk, cpu=False) == [ops.CPU_ADAM, ops.ASYNC_IO]
 
 
 def test_a_folder_that_may_not_be_written_fails_and_a_good_one_stays_as_it_was(tmp_path: Path) -> None:
