@@ -18,7 +18,8 @@ from bench.turns import send, with_descendants
 from dist_lm.cli import main
 from dist_lm.deepspeed_config import load_run
 from dist_lm.plan.machine import machine_of
-from dist_lm.plan.plan import Options, Plan, make_plan
+from dist_lm.plan.plan import Machine, Options, Plan, make_plan
+from dist_lm.plan.probe import with_rate
 
 TIMEOUT_S = 120
 
@@ -105,6 +106,19 @@ def test_wrong_options_are_named(recipe: Path, capsys: pytest.CaptureFixture[str
             main(["plan", "-c", str(recipe), *arguments])
         errors = capsys.readouterr().err
         assert (ended.value.code, told in errors) == (2, True), errors
+
+
+def test_what_does_not_grow_with_the_rows_is_foretold_as_it_was_measured(recipe: Path) -> None:
+    def plan_of(rows: int, machine: Machine) -> Plan:
+        config = load_run(recipe, [f"batch.global={rows}", f"batch.micro={rows}"]).config
+        return make_plan(config, machine, Options(mfu=1.0))
+
+    machine = machine_of("l4", 1, "fp32")
+    work = plan_of(4, machine)
+    rated = with_rate(machine, work, 1.0, 0.25)
+    assert plan_of(4, rated).run["step_s"] == pytest.approx(1.0)
+    twice = plan_of(8, rated)
+    assert twice.run["step_s"] == pytest.approx(0.25 + 0.75 * twice.flops_a_step / work.flops_a_step)
 
 
 def test_a_probe_sets_real_steps_beside_the_plan(recipe: Path) -> None:
