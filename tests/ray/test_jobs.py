@@ -33,7 +33,8 @@ def net(head_net: Network) -> Network:
 @pytest.fixture
 def tree(clean_tree: Path, topics_data: Path, tmp_path: Path) -> Path:
     """A clean working directory to submit from."""
-    one: dict[str, Any] = {"ray__workers": 1}
+    # Nothing dies here: no process need wait with all its imports.
+    one: dict[str, Any] = {"ray__workers": 1, "ray__spare_workers": False}
     write_recipe(clean_tree / "small.yaml", topics_data, run__dir=str(tmp_path / "small"), **one)
     write_recipe(
         clean_tree / "endless.yaml", topics_data, run__dir=str(tmp_path / "endless"), run__steps=ENDLESS, **one
