@@ -37,13 +37,6 @@ LARGE = ["model.overrides={num_hidden_layers: 3, hidden_size: 6400, num_attentio
 # 9 B parameters: 19 GB of weights.
 HUGE = "model.overrides={num_hidden_layers: 5, hidden_size: 12800, num_attention_heads: 100, intermediate_size: 51200}"
 
-PROBE = """
-import sys
-from pathlib import Path
-from dist_lm.plan.probe import measure
-measure(Path(sys.argv[1]), [], ranks=1, steps=1_000_000)
-"""
-
 
 @pytest.fixture
 def recipe(topics_data: Path, tmp_path: Path) -> Path:
@@ -137,7 +130,7 @@ def test_an_interrupted_probe_leaves_nothing_behind(recipe: Path, tmp_path: Path
     temporary = tmp_path / ("t" * 100)
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    command = [sys.executable, "-c", PROBE, str(recipe)]
+    command = [sys.executable, "-m", "dist_lm", "plan", "-c", str(recipe), "--gpus", "1", "--probe", "1000000"]
     probing = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + TIMEOUT_S
     try:

@@ -120,8 +120,9 @@ def test_a_part_or_shard_that_was_damaged_meanwhile_is_made_again(
     assert counted["shards"] > before["shards"]
 
 
-def test_the_number_of_workers_changes_no_byte(calm: PrepareOptions, tmp_path: Path) -> None:
-    made = dataclasses.replace(calm, out=tmp_path / "data", workers=3)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_workers_changes_no_byte(calm: PrepareOptions, tmp_path: Path, workers: int) -> None:
+    made = dataclasses.replace(calm, out=tmp_path / "data", workers=workers)
     stop_at(made, "tokenising", 1)
     prepare(made)
     assert files_of(made.out) == files_of(calm.out)
