@@ -12,10 +12,13 @@ import time
 from statistics import median
 from typing import Any
 
+from dist_lm.worker import prepare_environment
+
 STEPS, WARM_UP = 20, 4
 
 
 def main() -> None:
+    prepare_environment()
     import torch
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -76,8 +76,9 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from dist_lm.plan.plan import Options, make_plan
     from dist_lm.plan.probe import half_batch, measured_gib, with_rate
 
+    machine = machine_of("cpu", RANKS, "fp32")
     for family in options.models:
-        path, machine = recipe(folder, family), machine_of("cpu", RANKS, "fp32")
+        path = recipe(folder, family)
         for batch in options.batches:
             in_all, most = batch.split("x")
             sizes = [f"batch.global={in_all}", f"batch.micro={most}"]
